@@ -1,0 +1,1 @@
+"""The TorchModel operator: watches TorchModel resources and reconciles what serves them. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The `torchmodel` command: run, predict, validate and version, for the person who has a model."""
