@@ -15,3 +15,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet -c constraints.txt uv
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[operator,runtime,dev,examples]'
 	@touch $@
+
+crds: $(STAMP)  ## regenerate the CRD and the chart's copy from the typed spec
+	$(BIN)/python -m torchmodel_operator.crd crds/torchmodels.yaml charts/torchmodel-operator/templates/crds/torchmodels.yaml

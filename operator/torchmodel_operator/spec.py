@@ -374,7 +374,19 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-NAME_RULE = (f"size(self.metadata.name) <= {MAX_NAME_LENGTH}", f"metadata.name: must be at most {MAX_NAME_LENGTH} characters")
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""A Service's name is a DNS label (RFC 1035), stricter than the names of custom resources."""
+
+NAME_RULES: tuple[tuple[str, str], ...] = (
+    (
+        f"size(self.metadata.name) <= {MAX_NAME_LENGTH}",
+        f"metadata.name: must be at most {MAX_NAME_LENGTH} characters",
+    ),
+    (
+        f"self.metadata.name.matches('{NAME_PATTERN}')",
+        "metadata.name: must be lower-case letters, digits and -, and start with a letter: it names a Service",
+    ),
+)
 
 
 class Model(NamedTuple):
@@ -425,11 +437,19 @@ def parse_spec(spec: object) -> TorchModelSpec:
     return parsed
 
 
+def check_name(name: str) -> None:
+    """Check a model's name as the API server does by NAME_RULES. Raises SpecError."""
+    (_, too_long), (_, not_a_label) = NAME_RULES
+    if len(name) > MAX_NAME_LENGTH:
+        raise SpecError(f"{too_long}, got {name!r} with {len(name)}", "Choose a shorter name.")
+    if re.search(NAME_PATTERN, name) is None:
+        raise SpecError(f"{not_a_label}, got {name!r}", "Choose another name.")
+
+
 def parse_model(body: Mapping[str, Any]) -> Model:
     """Turn a TorchModel as the API server gives it into a Model. Raises SpecError as parse_spec does."""
     metadata = body["metadata"]
-    if len(metadata["name"]) > MAX_NAME_LENGTH:
-        raise SpecError(NAME_RULE[1], "Choose a shorter name.")
+    check_name(metadata["name"])
     return Model(
         namespace=metadata["namespace"],
         name=metadata["name"],
