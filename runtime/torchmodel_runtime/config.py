@@ -230,6 +230,8 @@ class ServerConfig(Document, kw_only=True):
     signature: Signature | None = None
     serving: Serving = Serving()
     security: Security = Security()
+    drain_delay_seconds: Annotated[int, Meta(ge=0, le=600)] = 0
+    """Served on after SIGTERM, readiness off, so that the endpoint is withdrawn before requests are refused; 0 when local."""
     host: str = "0.0.0.0"
     port: int = HTTP_PORT
 
@@ -298,10 +300,10 @@ LoadSafety = Literal["weights-only", "code"]
 class ColdStart(Document, kw_only=True):
     """Where the time of a start went, in seconds; the fetch is the fetcher's own."""
 
-    fetch_seconds: float
-    import_seconds: float
-    load_seconds: float
-    warm_up_seconds: float
+    fetch_seconds: Annotated[float, Meta(description="Fetching and verifying the checkpoint.")]
+    import_seconds: Annotated[float, Meta(description="Importing torch and the model's class.")]
+    load_seconds: Annotated[float, Meta(description="Building the module and loading its weights.")]
+    warm_up_seconds: Annotated[float, Meta(description="Warm-up and the proof that batching changes no answer.")]
 
 
 class BatchingReport(Document, kw_only=True):

@@ -1,0 +1,16 @@
+"""What holds for every test: with TORCHMODEL_NO_SKIPS set, as in CI, a skipped test is a failure."""
+
+import os
+
+import pytest
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("TORCHMODEL_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if os.environ.get("TORCHMODEL_NO_SKIPS") and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line("TORCHMODEL_NO_SKIPS is set: skipped tests count as failures.", red=True)
