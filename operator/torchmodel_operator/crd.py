@@ -218,7 +218,7 @@ def _without_defaults(node: Json) -> Json:
 class _Dumper(yaml.SafeDumper):
     """SafeDumper without anchors, which readers of a CRD do not expect."""
 
-    def ignore_aliases(self, data: object) -> bool:
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  the base class passes it
         """Never alias. See PyYAML's Representer.ignore_aliases."""
         return True
 

@@ -44,7 +44,7 @@ Quantity = Annotated[
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
 
 
-class SecretReference(Document, kw_only=True):
+class SecretReference(Document, frozen=True, kw_only=True):
     """A Secret in the model's own namespace."""
 
     secret_name: Annotated[
@@ -56,7 +56,7 @@ class SecretReference(Document, kw_only=True):
     ]
 
 
-class Checkpoint(Document, kw_only=True):
+class Checkpoint(Document, frozen=True, kw_only=True):
     """The model file: which, where, and how to know it is the right one."""
 
     uri: Annotated[
@@ -86,10 +86,12 @@ class Checkpoint(Document, kw_only=True):
             description="Name under which the state_dict is nested in the file, for example model_state_dict; dots go deeper.",
         ),
     ] = ""
-    credentials: Annotated[SecretReference | None, Meta(description="Credentials for the source, given as a Secret.")] = None
+    credentials: Annotated[
+        SecretReference | None, Meta(description="Credentials for the source, given as a Secret.")
+    ] = None
 
 
-class ConfigMapKey(Document, kw_only=True):
+class ConfigMapKey(Document, frozen=True, kw_only=True):
     """One key of a ConfigMap in the model's own namespace."""
 
     name: Annotated[Name, Meta(description="Name of the ConfigMap.")]
@@ -98,16 +100,17 @@ class ConfigMapKey(Document, kw_only=True):
     ] = "model.py"
 
 
-class CodeSource(Document, kw_only=True):
+class CodeSource(Document, frozen=True, kw_only=True):
     """Python source that defines the class; exactly one of the fields is set."""
 
     inline: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=65536)] | None, Meta(description="The source itself, up to 64 KiB.")
+        Annotated[str, Meta(min_length=1, max_length=65536)] | None,
+        Meta(description="The source itself, up to 64 KiB."),
     ] = None
     config_map: Annotated[ConfigMapKey | None, Meta(description="The source as a key of a ConfigMap.")] = None
 
 
-class Architecture(EntrypointArchitecture, kw_only=True):
+class Architecture(EntrypointArchitecture, frozen=True, kw_only=True):
     """The class that the weights belong to."""
 
     source: Annotated[
@@ -119,7 +122,7 @@ class Architecture(EntrypointArchitecture, kw_only=True):
     ] = None
 
 
-class Gpu(Document, kw_only=True):
+class Gpu(Document, frozen=True, kw_only=True):
     """GPUs of one replica."""
 
     count: Annotated[int, Meta(ge=0, le=64, description="GPUs for each replica; 0 serves on the CPU.")] = 0
@@ -136,17 +139,17 @@ class Gpu(Document, kw_only=True):
 ResourceName = Literal["cpu", "memory", "ephemeral-storage"]
 
 
-class ComputeResources(Document, kw_only=True):
+class ComputeResources(Document, frozen=True, kw_only=True):
     """CPU, memory and temporary storage."""
 
     cpu: Annotated[Quantity | None, Meta(description="CPU cores.")] = None
     memory: Annotated[Quantity | None, Meta(description="Memory, weights and batches included.")] = None
-    ephemeral_storage: Annotated[Quantity | None, Meta(description="Local disk, the checkpoint included.")] = msgspec.field(
-        default=None, name="ephemeral-storage"
+    ephemeral_storage: Annotated[Quantity | None, Meta(description="Local disk, the checkpoint included.")] = (
+        msgspec.field(default=None, name="ephemeral-storage")
     )
 
 
-class Resources(Document, kw_only=True):
+class Resources(Document, frozen=True, kw_only=True):
     """What one replica needs."""
 
     requests: Annotated[ComputeResources, Meta(description="Reserved on the node.")] = ComputeResources()
@@ -156,7 +159,7 @@ class Resources(Document, kw_only=True):
     gpu: Annotated[Gpu, Meta(description="GPUs of one replica.")] = Gpu()
 
 
-class Toleration(Document, kw_only=True):
+class Toleration(Document, frozen=True, kw_only=True):
     """A taint that replicas tolerate, as in a pod."""
 
     key: Annotated[str, Meta(max_length=316, description="Taint key; empty with operator Exists matches all.")] = ""
@@ -170,7 +173,7 @@ class Toleration(Document, kw_only=True):
     ] = None
 
 
-class Scheduling(Document, kw_only=True):
+class Scheduling(Document, frozen=True, kw_only=True):
     """Which nodes replicas may run on."""
 
     node_selector: Annotated[
@@ -179,11 +182,13 @@ class Scheduling(Document, kw_only=True):
     ] = {}
     tolerations: Annotated[
         list[Toleration],
-        Meta(max_length=32, description="Taints to tolerate. That of resources.gpu.resource is tolerated without saying."),
+        Meta(
+            max_length=32, description="Taints to tolerate. That of resources.gpu.resource is tolerated without saying."
+        ),
     ] = []
 
 
-class ImageReference(Document, kw_only=True):
+class ImageReference(Document, frozen=True, kw_only=True):
     """The container image of the runtime, and how it is pulled."""
 
     name: Annotated[
@@ -202,12 +207,16 @@ class ImageReference(Document, kw_only=True):
     ] = []
 
 
-class TorchModelSpec(Document, kw_only=True):
+class TorchModelSpec(Document, frozen=True, kw_only=True):
     """What to serve and how."""
 
-    checkpoint: Annotated[Checkpoint, Meta(description="The model file: which, where, and how to know it is the right one.")]
+    checkpoint: Annotated[
+        Checkpoint, Meta(description="The model file: which, where, and how to know it is the right one.")
+    ]
     architecture: Annotated[Architecture, Meta(description="The class that the weights belong to.")]
-    task: Annotated[Task, Meta(description="What the endpoint does with a request; tensors in and out by default.")] = Task()
+    task: Annotated[Task, Meta(description="What the endpoint does with a request; tensors in and out by default.")] = (
+        Task()
+    )
     signature: Annotated[
         Signature | None, Meta(description="Inputs and outputs; needed for task type tensor, known by the other tasks.")
     ] = None
@@ -219,7 +228,7 @@ class TorchModelSpec(Document, kw_only=True):
     security: Annotated[Security, Meta(description="What the checkpoint's owner allows.")] = Security()
 
 
-class Condition(Document, kw_only=True):
+class Condition(Document, frozen=True, kw_only=True):
     """One aspect of the model's state, as in the Kubernetes API conventions."""
 
     type: Annotated[str, Meta(max_length=316, description="Ready, Reconciling or Stalled.")]
@@ -230,7 +239,7 @@ class Condition(Document, kw_only=True):
     observed_generation: Annotated[int, Meta(ge=0, description="The metadata.generation this was judged from.")]
 
 
-class LoadedCheckpoint(Document, kw_only=True):
+class LoadedCheckpoint(Document, frozen=True, kw_only=True):
     """The bytes that serve."""
 
     uri: Annotated[str, Meta(description="Where they came from.")]
@@ -239,10 +248,12 @@ class LoadedCheckpoint(Document, kw_only=True):
     size_bytes: Annotated[int, Meta(ge=0, description="Their size.")]
 
 
-class TorchModelStatus(Document, kw_only=True):
+class TorchModelStatus(Document, frozen=True, kw_only=True):
     """What was seen of the model."""
 
-    observed_generation: Annotated[int, Meta(ge=0, description="The metadata.generation this status was judged from.")] = 0
+    observed_generation: Annotated[
+        int, Meta(ge=0, description="The metadata.generation this status was judged from.")
+    ] = 0
     conditions: Annotated[list[Condition], Meta(max_length=8, description="Ready, Reconciling and Stalled.")] = []
     url: Annotated[str, Meta(description="Address inside the cluster.")] = ""
     replicas: Annotated[int, Meta(ge=0, description="Replicas that exist.")] = 0
@@ -252,10 +263,14 @@ class TorchModelStatus(Document, kw_only=True):
     checkpoint: Annotated[LoadedCheckpoint | None, Meta(description="The bytes that serve.")] = None
     load_safety: Annotated[
         LoadSafety | None,
-        Meta(description="weights-only: nothing that came with the model could run. code: its code was allowed to run."),
+        Meta(
+            description="weights-only: nothing that came with the model could run. code: its code was allowed to run."
+        ),
     ] = None
     device: Annotated[str, Meta(description="Where the model runs, for example cpu or cuda:0.")] = ""
-    cold_start: Annotated[ColdStart | None, Meta(description="Where the time of the last start went, in seconds.")] = None
+    cold_start: Annotated[ColdStart | None, Meta(description="Where the time of the last start went, in seconds.")] = (
+        None
+    )
     batching: Annotated[str, Meta(description="Whether requests share batches, and why not.")] = ""
 
 
@@ -345,8 +360,9 @@ RULES: tuple[Rule, ...] = (
         ("spec", "architecture", "source"),
         "has(self.inline) != has(self.configMap)",
         "exactly one of inline and configMap must be set",
-        lambda spec: (source := spec.architecture.source) is None
-        or (source.inline is None) != (source.config_map is None),
+        lambda spec: (
+            (source := spec.architecture.source) is None or (source.inline is None) != (source.config_map is None)
+        ),
     ),
     Rule(
         ("spec",),
@@ -360,17 +376,18 @@ RULES: tuple[Rule, ...] = (
         "size(self.task.imageClassification.labels) == 0 || !has(self.task.imageClassification.labelSet) || "
         "self.task.imageClassification.labelSet == 'none'",
         "task.imageClassification: give labels or labelSet, not both",
-        lambda spec: (options := spec.task.image_classification) is None
-        or not options.labels
-        or options.label_set == "none",
+        lambda spec: (
+            (options := spec.task.image_classification) is None or not options.labels or options.label_set == "none"
+        ),
     ),
     Rule(
         ("spec",),
         "!has(self.task) || !has(self.task.imageClassification) || "
         "self.task.imageClassification.cropPixels <= self.task.imageClassification.resizePixels",
         "task.imageClassification: cropPixels must be at most resizePixels",
-        lambda spec: (options := spec.task.image_classification) is None
-        or options.crop_pixels <= options.resize_pixels,
+        lambda spec: (
+            (options := spec.task.image_classification) is None or options.crop_pixels <= options.resize_pixels
+        ),
     ),
 )
 
@@ -429,7 +446,8 @@ def parse_spec(spec: object) -> TorchModelSpec:
         parsed = msgspec.convert(spec, TorchModelSpec)
     except msgspec.ValidationError as error:
         raise SpecError(
-            _wire_message(error, spec, "spec"), "Correct the field; `kubectl explain torchmodel.spec` lists what is allowed."
+            _wire_message(error, spec, "spec"),
+            "Correct the field; `kubectl explain torchmodel.spec` lists what is allowed.",
         ) from None
     for rule in RULES:
         if not rule.holds(parsed):
@@ -457,4 +475,3 @@ def parse_model(body: Mapping[str, Any]) -> Model:
         generation=metadata.get("generation", 0),
         spec=parse_spec(body.get("spec", {})),
     )
-

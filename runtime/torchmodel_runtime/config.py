@@ -31,25 +31,34 @@ Datatype = Literal[
 ]
 """Open Inference Protocol V2 tensor datatypes."""
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64, description="A SHA-256 digest in lower-case hex.")]
+Sha256 = Annotated[
+    str, Meta(pattern="^[0-9a-f]{64}$", max_length=64, description="A SHA-256 digest in lower-case hex.")
+]
 
 
 class Document(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """Base of all wire documents: camelCase on the wire, unknown fields are errors (kw_only does not pass to subclasses)."""
+    """Base of all wire documents: camelCase on the wire, unknown fields are errors.
+
+    Subclasses say frozen and kw_only again, since neither msgspec nor type checkers pass them on.
+    """
 
 
-class TensorSpec(Document, kw_only=True):
+class TensorSpec(Document, frozen=True, kw_only=True):
     """One input or output tensor."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128, description="Tensor name, as clients write it.")]
     datatype: Annotated[Datatype, Meta(description="Open Inference Protocol datatype.")]
     shape: Annotated[
         list[Annotated[int, Meta(ge=-1)]],
-        Meta(min_length=1, max_length=8, description="Dimensions; -1 is variable. The first one is the batch and must be -1."),
+        Meta(
+            min_length=1,
+            max_length=8,
+            description="Dimensions; -1 is variable. The first one is the batch and must be -1.",
+        ),
     ]
 
 
-class Signature(Document, kw_only=True):
+class Signature(Document, frozen=True, kw_only=True):
     """What the model takes and gives."""
 
     inputs: Annotated[
@@ -62,7 +71,7 @@ class Signature(Document, kw_only=True):
     ]
 
 
-class Architecture(Document, kw_only=True):
+class Architecture(Document, frozen=True, kw_only=True):
     """The class that the weights belong to."""
 
     entrypoint: Annotated[
@@ -79,7 +88,7 @@ class Architecture(Document, kw_only=True):
 CheckpointFormat = Literal["auto", "safetensors", "state-dict"]
 
 
-class ImageClassification(Document, kw_only=True):
+class ImageClassification(Document, frozen=True, kw_only=True):
     """Options of task type image-classification: an image in, the top k labels out."""
 
     resize_pixels: Annotated[
@@ -88,7 +97,8 @@ class ImageClassification(Document, kw_only=True):
     crop_pixels: Annotated[int, Meta(ge=8, le=4096, description="Then a centred square of this side is cut out.")] = 224
     interpolation: Annotated[Literal["bilinear", "bicubic"], Meta(description="Resampling filter.")] = "bilinear"
     mean: Annotated[
-        tuple[float, ...], Meta(min_length=3, max_length=3, description="Subtracted per RGB channel, after scaling to 0..1.")
+        tuple[float, ...],
+        Meta(min_length=3, max_length=3, description="Subtracted per RGB channel, after scaling to 0..1."),
     ] = (0.485, 0.456, 0.406)
     std: Annotated[
         tuple[Annotated[float, Meta(gt=0)], ...],
@@ -107,17 +117,20 @@ class ImageClassification(Document, kw_only=True):
     ] = "none"
 
 
-class TextEmbedding(Document, kw_only=True):
+class TextEmbedding(Document, frozen=True, kw_only=True):
     """Options of task type text-embedding: text in, one vector out. The checkpoint is a folder with tokenizer.json."""
 
     pooling: Annotated[
-        Literal["mean", "cls"], Meta(description="How token vectors become one: mean over real tokens, or the first token.")
+        Literal["mean", "cls"],
+        Meta(description="How token vectors become one: mean over real tokens, or the first token."),
     ] = "mean"
     normalize: Annotated[bool, Meta(description="Scale each vector to unit length.")] = True
-    max_length_tokens: Annotated[int, Meta(ge=2, le=8192, description="Longer texts are cut to this many tokens.")] = 256
+    max_length_tokens: Annotated[int, Meta(ge=2, le=8192, description="Longer texts are cut to this many tokens.")] = (
+        256
+    )
 
 
-class Speech(Document, kw_only=True):
+class Speech(Document, frozen=True, kw_only=True):
     """Options of task type speech: audio in, speech segments out.
 
     The module maps a waveform `(rows, samples)` float32 to speech probabilities `(rows, windows)`, one for each
@@ -130,12 +143,14 @@ class Speech(Document, kw_only=True):
     window_samples: Annotated[int, Meta(ge=1, le=65536, description="Samples for each probability.")] = 512
     threshold: Annotated[float, Meta(ge=0, le=1, description="A probability from here on starts speech.")] = 0.5
     min_speech_milliseconds: Annotated[int, Meta(ge=0, le=60000, description="Shorter speech is dropped.")] = 250
-    min_silence_milliseconds: Annotated[int, Meta(ge=0, le=60000, description="Shorter silence does not end speech.")] = 100
+    min_silence_milliseconds: Annotated[
+        int, Meta(ge=0, le=60000, description="Shorter silence does not end speech.")
+    ] = 100
     padding_milliseconds: Annotated[int, Meta(ge=0, le=10000, description="Added to both ends of a segment.")] = 30
     max_duration_seconds: Annotated[int, Meta(ge=1, le=3600, description="Longer recordings are refused.")] = 300
 
 
-class Task(Document, kw_only=True):
+class Task(Document, frozen=True, kw_only=True):
     """What the endpoint does with a request beyond tensors; the options stand under the type's own name."""
 
     type: Annotated[
@@ -149,12 +164,10 @@ class Task(Document, kw_only=True):
     speech: Annotated[Speech | None, Meta(description="Only with type speech.")] = None
 
 
-class Batching(Document, kw_only=True):
+class Batching(Document, frozen=True, kw_only=True):
     """Requests that wait together are computed together."""
 
-    max_size: Annotated[
-        int, Meta(ge=1, le=4096, description="Most rows in one batch. 1 switches batching off.")
-    ] = 32
+    max_size: Annotated[int, Meta(ge=1, le=4096, description="Most rows in one batch. 1 switches batching off.")] = 32
     max_delay_milliseconds: Annotated[
         int,
         Meta(
@@ -165,13 +178,15 @@ class Batching(Document, kw_only=True):
     ] = 0
 
 
-class Queue(Document, kw_only=True):
+class Queue(Document, frozen=True, kw_only=True):
     """Requests that wait for the model."""
 
-    max_rows: Annotated[int, Meta(ge=1, le=1_000_000, description="Beyond this many waiting rows, 429 is answered.")] = 1024
+    max_rows: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Beyond this many waiting rows, 429 is answered.")
+    ] = 1024
 
 
-class Serving(Document, kw_only=True):
+class Serving(Document, frozen=True, kw_only=True):
     """How the endpoint serves."""
 
     batching: Annotated[Batching, Meta(description="Requests that wait together are computed together.")] = Batching()
@@ -179,9 +194,9 @@ class Serving(Document, kw_only=True):
     request_timeout_seconds: Annotated[
         int, Meta(ge=1, le=3600, description="A request that has no answer by then gets 504.")
     ] = 30
-    max_request_bytes: Annotated[
-        int, Meta(ge=1024, le=1 << 30, description="A larger request body gets 413.")
-    ] = 64 * 1024 * 1024
+    max_request_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="A larger request body gets 413.")] = (
+        64 * 1024 * 1024
+    )
     threads: Annotated[
         int, Meta(ge=0, le=1024, description="torch intra-op threads; 0 follows the container's CPU quota.")
     ] = 0
@@ -196,7 +211,7 @@ class Serving(Document, kw_only=True):
     ] = 30
 
 
-class Security(Document, kw_only=True):
+class Security(Document, frozen=True, kw_only=True):
     """What the checkpoint's owner allows."""
 
     allow_code_execution: Annotated[
@@ -207,14 +222,14 @@ class Security(Document, kw_only=True):
     ] = False
 
 
-class CodeFile(Document, kw_only=True):
+class CodeFile(Document, frozen=True, kw_only=True):
     """Python source that defines the architecture: exactly one of the two is set."""
 
     inline: str | None = None
     path: str | None = None
 
 
-class ServerConfig(Document, kw_only=True):
+class ServerConfig(Document, frozen=True, kw_only=True):
     """Everything a serving process is told."""
 
     name: str
@@ -236,7 +251,7 @@ class ServerConfig(Document, kw_only=True):
     port: int = HTTP_PORT
 
 
-class FetchConfig(Document, kw_only=True):
+class FetchConfig(Document, frozen=True, kw_only=True):
     """Everything a fetcher is told."""
 
     uri: str
@@ -249,7 +264,7 @@ class FetchConfig(Document, kw_only=True):
     """Folder with one file per credential; None: the environment, as the sources' own tools read it."""
 
 
-class Receipt(Document, kw_only=True):
+class Receipt(Document, frozen=True, kw_only=True):
     """What was fetched, written by the fetcher when all of it is verified and in place.
 
     sha256 is that of the file; for a folder it is that of the lines `<hex>  <relative path>\\n`, sorted by path
@@ -266,7 +281,7 @@ class Receipt(Document, kw_only=True):
     cached: bool = False
 
 
-class Failure(Document, kw_only=True):
+class Failure(Document, frozen=True, kw_only=True):
     """Why a fetcher or server ended, written to the termination log for the operator and for `torchmodel run`."""
 
     reason: str
@@ -297,7 +312,7 @@ LoadSafety = Literal["weights-only", "code"]
 """weights-only: nothing in the checkpoint or beside it can run. code: the model brought code that was allowed to run."""
 
 
-class ColdStart(Document, kw_only=True):
+class ColdStart(Document, frozen=True, kw_only=True):
     """Where the time of a start went, in seconds; the fetch is the fetcher's own."""
 
     fetch_seconds: Annotated[float, Meta(description="Fetching and verifying the checkpoint.")]
@@ -306,7 +321,7 @@ class ColdStart(Document, kw_only=True):
     warm_up_seconds: Annotated[float, Meta(description="Warm-up and the proof that batching changes no answer.")]
 
 
-class BatchingReport(Document, kw_only=True):
+class BatchingReport(Document, frozen=True, kw_only=True):
     """Whether requests share batches, and why not."""
 
     enabled: bool
@@ -314,7 +329,7 @@ class BatchingReport(Document, kw_only=True):
     reason: str
 
 
-class ModelReport(Document, kw_only=True):
+class ModelReport(Document, frozen=True, kw_only=True):
     """`parameters` of GET /v2/models/{name}: what is loaded and how it got there."""
 
     sha256: Sha256

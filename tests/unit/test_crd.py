@@ -66,9 +66,17 @@ MINIMAL = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"serving": {"batching": {"maxSize": 0}}}, "spec.serving.batching.maxSize: got '0', expected int >= 1", id="range"),
-        pytest.param({"serving": {"bacthing": {}}}, "spec.serving: object contains unknown field bacthing", id="unknown field"),
-        pytest.param({"checkpoint": {"uri": "s3://m/x", "sha256": "abc"}}, "spec.checkpoint.sha256: got 'abc'", id="pattern"),
+        pytest.param(
+            {"serving": {"batching": {"maxSize": 0}}},
+            "spec.serving.batching.maxSize: got '0', expected int >= 1",
+            id="range",
+        ),
+        pytest.param(
+            {"serving": {"bacthing": {}}}, "spec.serving: object contains unknown field bacthing", id="unknown field"
+        ),
+        pytest.param(
+            {"checkpoint": {"uri": "s3://m/x", "sha256": "abc"}}, "spec.checkpoint.sha256: got 'abc'", id="pattern"
+        ),
         pytest.param({"task": {"type": "vision"}}, "spec.task.type: got 'vision', invalid enum value", id="enum"),
         pytest.param({"checkpoint": {}}, "spec.checkpoint: object missing required field uri", id="required"),
     ],
