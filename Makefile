@@ -1,20 +1,59 @@
-# The developer's whole interface. `make help` lists it.
+# The developer's whole interface; `make help` lists it.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CRD_FILES := crds/torchmodels.yaml charts/torchmodel-operator/templates/crds/torchmodels.yaml
 
-.PHONY: help demo test check unit service api e2e cluster cluster-down crds clean
+.PHONY: help demo test check unit service api e2e cluster cluster-down crds format clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
+# uv resolves and unpacks torch's wheels several times faster than pip, and comes through pip like everything else
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet -c constraints.txt uv
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[operator,runtime,dev,examples]'
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt -e '.[operator,runtime,dev,examples]'
 	@touch $@
 
+demo: $(STAMP)  ## serve a real image model from its manifest and classify a photograph
+	$(BIN)/python examples/demo.py
+
+test: check $(STAMP)  ## everything that needs no root: checks, unit, hostile, service and api tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(STAMP)  ## pure tests
+	$(BIN)/python -m pytest tests/unit
+
+service: $(STAMP)  ## the real runtime, fetcher and command as processes
+	$(BIN)/python -m pytest tests/service
+
+api: $(STAMP)  ## the operator against a real kube-apiserver (built from Go modules, or KUBEBUILDER_ASSETS)
+	$(BIN)/python -m pytest tests/api
+
+e2e: $(STAMP)  ## a real cluster with real pods; needs root on Linux, Debian's packages and Go
+	$(BIN)/python -m pytest tests/e2e
+
+cluster: $(STAMP)  ## start that cluster with the operator in it, to play with
+	$(BIN)/python tests/cluster/cluster.py play
+
+cluster-down: $(STAMP)  ## end it, with everything in it
+	$(BIN)/python tests/cluster/cluster.py down
+
 crds: $(STAMP)  ## regenerate the CRD and the chart's copy from the typed spec
-	$(BIN)/python -m torchmodel_operator.crd crds/torchmodels.yaml charts/torchmodel-operator/templates/crds/torchmodels.yaml
+	$(BIN)/python -m torchmodel_operator.crd $(CRD_FILES)
+
+format: $(STAMP)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what make made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
