@@ -43,7 +43,7 @@ e2e: $(STAMP)  ## a real cluster with real pods; needs root on Linux, Debian's p
 	$(BIN)/python -m pytest tests/e2e
 
 cluster: $(STAMP)  ## start that cluster with the operator in it, to play with
-	$(BIN)/python tests/cluster/cluster.py play
+	$(BIN)/python tests/cluster/play.py
 
 cluster-down: $(STAMP)  ## end it, with everything in it
 	$(BIN)/python tests/cluster/cluster.py down
