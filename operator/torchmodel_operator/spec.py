@@ -357,6 +357,25 @@ RULES: tuple[Rule, ...] = (
         lambda spec: spec.checkpoint.credentials is None or not spec.checkpoint.uri.startswith(("file:", "/")),
     ),
     Rule(
+        ("spec", "checkpoint"),
+        "!has(self.format) || self.format != 'safetensors' || !has(self.key) || self.key == ''",
+        "key has no effect with format: safetensors, which nests nothing",
+        lambda spec: spec.checkpoint.format != "safetensors" or not spec.checkpoint.key,
+    ),
+    Rule(
+        ("spec", "serving", "batching"),
+        "!has(self.maxSize) || self.maxSize > 1 || !has(self.maxDelayMilliseconds) || self.maxDelayMilliseconds == 0",
+        "maxDelayMilliseconds has no effect with maxSize: 1, which switches batching off",
+        lambda spec: spec.serving.batching.max_size > 1 or spec.serving.batching.max_delay_milliseconds == 0,
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.serving) || !has(self.serving.device) || self.serving.device != 'cpu' || !has(self.resources) || "
+        "!has(self.resources.gpu) || !has(self.resources.gpu.count) || self.resources.gpu.count == 0",
+        "resources.gpu.count has no effect with serving.device: cpu",
+        lambda spec: spec.serving.device != "cpu" or spec.resources.gpu.count == 0,
+    ),
+    Rule(
         ("spec", "architecture", "source"),
         "has(self.inline) != has(self.configMap)",
         "exactly one of inline and configMap must be set",
