@@ -111,10 +111,10 @@ class Cluster:
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside and return what it printed; raises ClusterError with its error output when it fails."""
+        command = self.argv(argv, env, cwd)
         done = subprocess.run(
-            self.argv(argv, env, cwd), input=input, text=True, capture_output=True, timeout=timeout_s, check=False,
-            **({"stdin": subprocess.DEVNULL} if input is None else {}),
-        )  # fmt: skip
+            command, input=input or "", text=True, capture_output=True, timeout=timeout_s, check=False
+        )
         if check and done.returncode != 0:
             raise ClusterError(f"{' '.join(map(str, argv))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
