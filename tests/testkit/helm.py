@@ -28,7 +28,9 @@ class HelmError(Exception):
 @functools.cache
 def find_helm() -> str | None:
     """$HELM, the test cluster's Helm, `helm` on PATH, or one built with Go; None when there is no way to one."""
-    built = Path(subprocess.run([BUILD_TOOLS, "--dir"], check=True, capture_output=True, text=True).stdout.strip()) / "helm"
+    built = (
+        Path(subprocess.run([BUILD_TOOLS, "--dir"], check=True, capture_output=True, text=True).stdout.strip()) / "helm"
+    )
     found = os.environ.get("HELM") or (str(built) if built.exists() else shutil.which("helm"))
     if found is None and shutil.which("go") is not None:
         subprocess.run([BUILD_TOOLS, "helm"], check=True)
