@@ -1,0 +1,222 @@
+"""Between the event loop and the engine's thread: queue, batch, hand over, split.
+
+`server.infer` awaits `Batcher.submit`; `batching.BatchWindow` says what and when; the `Worker` thread calls the engine.
+The future travels with its entry. Everything but `Worker` runs on the event loop, so there are no locks. Knows nothing of
+torch or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import numpy as np
+
+from torchmodel_runtime import errors
+from torchmodel_runtime.batching import BatchWindow, Entry
+from torchmodel_runtime.config import Serving
+from torchmodel_runtime.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Arrays = list[np.ndarray]
+"""One array for each input (or output) of the module; axis 0 is rows."""
+
+
+class Runner(Protocol):
+    """The seam to the engine: called in the worker thread only."""
+
+    def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
+        """Answer each request, in order; an exception stands for the request that the model failed on."""
+        ...
+
+
+class Worker:
+    """One daemon thread that does one thing after the other: load first, then batches.
+
+    torch keeps its thread pools and its denormal setting per calling thread, so everything runs in this one.
+    A daemon, because a model that hangs must not keep the process from ending.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = SimpleQueue()
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
+
+    def start(self, job: Callable[[], Any], on_done: Callable[[Any, BaseException | None], None]) -> None:
+        """Run job in the thread; on_done gets its result or its exception, on the event loop."""
+        self._jobs.put((job, on_done))
+
+    async def call(self, job: Callable[[], Any]) -> Any:
+        """Run job in the thread and wait for it."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def on_done(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.start(job, on_done)
+        return await future
+
+    def _work(self) -> None:
+        while True:
+            job, on_done = self._jobs.get()
+            result, error = None, None
+            try:
+                result = job()
+            except BaseException as caught:  # noqa: BLE001 - SystemExit in a model's code must not end the thread in silence
+                error = caught
+            try:
+                self._loop.call_soon_threadsafe(on_done, result, error)
+            except RuntimeError:  # the loop is closed: nobody waits for an answer any more
+                return
+            del job, on_done, result, error  # nothing of a batch lives on while the thread waits
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """An entry's payload: the arrays and the future that gets the answer."""
+
+    inputs: Arrays
+    future: asyncio.Future[Arrays]
+
+
+def batch_key(inputs: Arrays) -> tuple[Any, ...]:
+    """What must be equal for two requests to be concatenated: each input's tail shape and dtype."""
+    return tuple((array.shape[1:], array.dtype.char) for array in inputs)
+
+
+class Batcher:
+    """Admits requests, forms batches the moment the worker is free, gives each request its rows back."""
+
+    def __init__(self, runner: Runner, worker: Worker, serving: Serving, max_batch_rows: int, metrics: Metrics) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._runner = runner
+        self._worker = worker
+        self._metrics = metrics
+        self._max_queue_rows = serving.queue.max_rows
+        self._window: BatchWindow[_Waiting] = BatchWindow(
+            max_batch_rows, serving.batching.max_delay_milliseconds / 1000, serving.queue.max_rows
+        )
+        self._busy = False
+        self._soon: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._hurry = False
+        self._seconds_per_row = 0.0
+        metrics.watch_queue(lambda: self._window.queued_rows)
+
+    async def submit(self, parts: Sequence[Arrays], timeout_s: float) -> list[Arrays]:
+        """The module's outputs for each part of one request, all or nothing.
+
+        Raises RequestError: 413 when the request can never fit the queue, 429 when it does not fit now, 504 past the
+        timeout, 500 when the model failed on it. A caller that is cancelled takes its waiting entries with it.
+        """
+        self._check_room(sum(len(part[0]) for part in parts))
+        now_s = time.monotonic()
+        entries = [self._enqueue(part, now_s, now_s + timeout_s) for part in parts]
+        timer = self._loop.call_later(timeout_s, self._expire, entries, timeout_s)
+        self._schedule()
+        try:
+            if len(entries) == 1:
+                return [await entries[0].payload.future]
+            return list(await asyncio.gather(*(entry.payload.future for entry in entries)))
+        finally:
+            timer.cancel()
+            for entry in entries:
+                self._window.discard(entry)
+                entry.payload.future.cancel()
+
+    def hurry(self) -> None:
+        """From now on no batch waits for company: the server drains."""
+        self._hurry = True
+        self._schedule()
+
+    def _check_room(self, rows: int) -> None:
+        if rows > self._max_queue_rows:
+            message = (
+                f"the request has {rows} rows, the queue takes at most {self._max_queue_rows} (serving.queue.maxRows)"
+            )
+            raise errors.too_large(message)
+        if not self._window.has_room(rows):
+            queued = self._window.queued_rows
+            # the time the model needs for what waits, by the rows of its recent batches; whole seconds, as HTTP wants
+            retry_after_s = min(60, max(1, math.ceil(queued * self._seconds_per_row)))
+            raise errors.queue_full(queued, self._max_queue_rows, retry_after_s)
+
+    def _enqueue(self, inputs: Arrays, now_s: float, deadline_s: float) -> Entry[_Waiting]:
+        waiting = _Waiting(inputs, self._loop.create_future())
+        entry = Entry(waiting, len(inputs[0]), batch_key(inputs), now_s, deadline_s)
+        self._window.add(entry)
+        return entry
+
+    def _expire(self, entries: list[Entry[_Waiting]], timeout_s: float) -> None:
+        for entry in entries:
+            self._window.discard(entry)
+            if not entry.payload.future.done():
+                entry.payload.future.set_exception(errors.timed_out(timeout_s))
+
+    def _schedule(self) -> None:
+        """Form a batch in the next turn of the loop, so that what arrives in this turn comes along."""
+        if not self._busy and self._soon is None:
+            self._soon = self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        for handle in (self._soon, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._soon = self._timer = None
+        if self._busy:
+            return
+        now_s = time.monotonic()
+        take = self._window.take(now_s, self._hurry)
+        for entry in take.expired:
+            if not entry.payload.future.done():
+                entry.payload.future.set_exception(errors.timed_out(now_s - entry.arrived_s))
+        if take.wait_s is not None:
+            self._timer = self._loop.call_later(take.wait_s, self._dispatch)
+        elif take.batch:
+            self._hand_over(take.batch, now_s)
+
+    def _hand_over(self, batch: list[Entry[_Waiting]], now_s: float) -> None:
+        self._busy = True
+        inputs = [entry.payload.inputs for entry in batch]
+        for entry in batch:
+            self._metrics.queue_wait_s.observe(now_s - entry.arrived_s)
+        self._worker.start(lambda: self._timed_run(inputs), lambda result, error: self._finish(batch, result, error))
+
+    def _timed_run(self, inputs: list[Arrays]) -> tuple[list[Arrays | Exception], float]:
+        started_s = time.monotonic()
+        return self._runner.run(inputs), time.monotonic() - started_s
+
+    def _finish(self, batch: list[Entry[_Waiting]], result: Any, error: BaseException | None) -> None:
+        """Hand the answers out; an error of the engine itself fails this batch and no other."""
+        self._busy = False
+        if error is not None:
+            logger.error("the engine failed on a batch", exc_info=error)
+            answers: list[Arrays | Exception] = [errors.model_failed()] * len(batch)
+        else:
+            answers, seconds = result
+            rows = sum(entry.rows for entry in batch)
+            self._metrics.batch_rows.observe(rows)
+            self._metrics.compute_s.observe(seconds)
+            self._seconds_per_row += 0.2 * (seconds / rows - self._seconds_per_row)
+        self._dispatch()
+        for entry, answer in zip(batch, answers, strict=True):
+            future = entry.payload.future
+            if future.done():  # the client left
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)

@@ -1,0 +1,70 @@
+"""What can go wrong, in two families: a request that is refused, and a start that fails.
+
+Raised anywhere in the runtime; `server.py`'s middleware is the only place that turns a `RequestError` into a response, and
+`__main__` the only one that turns a `StartError` into an exit code. Knows no dialect and no HTTP library.
+"""
+
+from __future__ import annotations
+
+from torchmodel_runtime.config import EXIT_PERMANENT, Failure
+
+
+class RequestError(Exception):
+    """A request that gets no answer: an HTTP status, a stable code for logs and metrics, a sentence for the client."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+def invalid(message: str) -> RequestError:
+    """The request says something that this model cannot take; sending it again will not help."""
+    return RequestError(400, "INVALID_ARGUMENT", message)
+
+
+def not_found(message: str) -> RequestError:
+    """No such route, or another model's name."""
+    return RequestError(404, "NOT_FOUND", message)
+
+
+def too_large(message: str) -> RequestError:
+    """The body, the medium inside it or its row count is over a limit."""
+    return RequestError(413, "TOO_LARGE", message)
+
+
+def unsupported_media(message: str) -> RequestError:
+    """The body is of a type that this endpoint does not take."""
+    return RequestError(415, "UNSUPPORTED_MEDIA_TYPE", message)
+
+
+def queue_full(queued_rows: int, max_rows: int, retry_after_s: int) -> RequestError:
+    """Too many rows wait already; the client should come back later."""
+    message = f"the queue is full: {queued_rows} of {max_rows} rows wait already; try again in {retry_after_s} s"
+    return RequestError(429, "QUEUE_FULL", message, retry_after_s)
+
+
+def model_failed() -> RequestError:
+    """The model raised on this input. Says nothing internal: the log has the traceback."""
+    return RequestError(500, "MODEL_FAILED", "the model failed on this request; the server's log says why")
+
+
+def unavailable(message: str, retry_after_s: int = 1) -> RequestError:
+    """Not ready yet, or no longer: another replica, or a later try, may answer."""
+    return RequestError(503, "UNAVAILABLE", message, retry_after_s)
+
+
+def timed_out(timeout_s: float) -> RequestError:
+    """No answer within serving.requestTimeoutSeconds."""
+    return RequestError(504, "TIMEOUT", f"no answer within {timeout_s:g} s (serving.requestTimeoutSeconds)")
+
+
+class StartError(Exception):
+    """A start that failed: what ends up in the termination log, and whether trying again may help."""
+
+    def __init__(self, reason: str, message: str, next_step: str, exit_code: int = EXIT_PERMANENT) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.failure = Failure(reason=reason, message=message, next_step=next_step)
+        self.exit_code = exit_code

@@ -1,0 +1,150 @@
+"""Task type text-embedding: text in, one vector out, by the checkpoint's own tokenizer.json.
+
+Texts of one request are padded to its longest, with an attention mask; requests share a batch only where their lengths are
+equal. Pooling follows sentence-transformers' Pooling and Normalize modules.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from torchmodel_runtime.config import CHECKPOINT_INVALID, WARM_UP_FAILED, Signature, TensorSpec, TextEmbedding
+from torchmodel_runtime.errors import StartError, invalid
+from torchmodel_runtime.tasks import Arrays, ModuleCall, Work
+
+HEAVY_CHARACTERS = 4096
+"""Tokenising this much takes about a millisecond; more leaves the event loop. A guess from one measurement."""
+
+SYNTHETIC_TOKENS = 16
+
+
+class TextTask:
+    """Texts in, vectors out."""
+
+    media: tuple[str, ...] = ("text/plain",)
+    signature: Signature
+    call = ModuleCall(
+        outputs=(TensorSpec(name="last_hidden_state", datatype="FP32", shape=[-1, -1, -1]),),
+        keywords=("input_ids", "attention_mask", "token_type_ids"),
+        more_outputs=True,
+    )
+
+    def __init__(self, options: TextEmbedding, folder: Path) -> None:
+        self._options = options
+        self._tokenizer, self._pad_id = _load_tokenizer(folder, options.max_length_tokens)
+        self.signature = _make_signature(-1)
+
+    def is_heavy(self, inputs: Arrays) -> bool:
+        """True for long texts."""
+        return sum(len(text) for text in inputs[0].tolist()) > HEAVY_CHARACTERS
+
+    def prepare(self, inputs: Arrays) -> Work:
+        """All texts of a request as one part: ids, mask and types, int64 (rows, tokens)."""
+        texts = [_read_text(text, index) for index, text in enumerate(inputs[0].tolist())]
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        longest = max(len(encoding.ids) for encoding in encodings)
+        ids = np.full((len(texts), longest), self._pad_id, np.int64)
+        mask = np.zeros((len(texts), longest), np.int64)
+        types = np.zeros((len(texts), longest), np.int64)
+        for index, encoding in enumerate(encodings):
+            length = len(encoding.ids)
+            if length == 0:
+                raise invalid(f"input 'text'[{index}]: holds no tokens")
+            ids[index, :length] = encoding.ids
+            mask[index, :length] = 1
+            types[index, :length] = encoding.type_ids
+        return Work([[ids, mask, types]], notes=mask)
+
+    def finish(self, work: Work, results: list[Arrays]) -> Arrays:
+        """One vector a text, float32 (rows, d)."""
+        hidden, mask = results[0][0], work.notes
+        return [pool(hidden, mask, self._options)]
+
+    def rows(self, outputs: Arrays) -> list[Any]:
+        """The vector of each text."""
+        rows: list[Any] = outputs[0].tolist()
+        return rows
+
+    def reply(self, outputs: Arrays, single: bool) -> Any:
+        """The vector, or the list of vectors."""
+        rows = self.rows(outputs)
+        return rows[0] if single else rows
+
+    def learn(self, outputs: Arrays) -> None:
+        """The vectors' length; the module must give one vector a token."""
+        if outputs[0].ndim != 3:
+            raise StartError(
+                WARM_UP_FAILED,
+                f"task.textEmbedding: the module returned shape {list(outputs[0].shape)}, "
+                "must be (rows, tokens, features): one vector a token",
+                "Use the encoder's class as architecture.entrypoint (for BERT: transformers:BertModel), not one with a head.",
+            )
+        self.signature = _make_signature(outputs[0].shape[2])
+
+    def synthetic(self, rows: int, generator: np.random.Generator) -> Arrays:
+        """Random tokens; one row alone has the greatest length, so a model that cannot take it fails before it is ready."""
+        length = (
+            self._options.max_length_tokens if rows == 1 else min(SYNTHETIC_TOKENS, self._options.max_length_tokens)
+        )
+        ids = generator.integers(0, self._tokenizer.get_vocab_size(), (rows, length), dtype=np.int64)
+        return [ids, np.ones_like(ids), np.zeros_like(ids)]
+
+
+def pool(hidden: np.ndarray, mask: np.ndarray, options: TextEmbedding) -> np.ndarray:
+    """Token vectors (rows, tokens, d) as text vectors (rows, d), float32; mask (rows, tokens) is 1 for real tokens."""
+    hidden = hidden.astype(np.float32, copy=False)
+    if options.pooling == "cls":
+        vectors = hidden[:, 0]
+    else:
+        weights = mask.astype(np.float32)[:, :, None]
+        vectors = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
+    if options.normalize:
+        # 1e-12 as in torch.nn.functional.normalize
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _make_signature(features: int) -> Signature:
+    return Signature(
+        inputs=[TensorSpec(name="text", datatype="BYTES", shape=[-1])],
+        outputs=[TensorSpec(name="embedding", datatype="FP32", shape=[-1, features])],
+    )
+
+
+def _read_text(text: str | bytes, index: int) -> str:
+    if isinstance(text, str):
+        return text
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise invalid(f"input 'text'[{index}]: must be UTF-8: {error}") from None
+
+
+def _load_tokenizer(folder: Path, max_length_tokens: int) -> tuple[Tokenizer, int]:
+    """The tokenizer with our own cut and no padding, and the id that pads."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise StartError(
+            CHECKPOINT_INVALID,
+            f"task.type text-embedding needs tokenizer.json beside the weights; {folder} has none",
+            "Point checkpoint.uri at the model's whole folder (config.json, tokenizer.json, model.safetensors); "
+            "transformers writes tokenizer.json by AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
+        )
+    try:
+        text = path.read_text()
+        tokenizer = Tokenizer.from_str(text)
+        padding = json.loads(text).get("padding") or {}
+    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
+        raise StartError(
+            CHECKPOINT_INVALID,
+            f"tokenizer.json cannot be read: {error}",
+            "Write it again by AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length=max_length_tokens)
+    return tokenizer, int(padding.get("pad_id", 0))
