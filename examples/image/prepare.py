@@ -14,7 +14,9 @@ def package_folder(name: str) -> Path:
     """Where an installed package lies, without importing it."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"the package {name} is missing; install the examples: pip install 'torchmodel-operator[examples]'")
+        raise SystemExit(
+            f"the package {name} is missing; install the examples: pip install 'torchmodel-operator[examples]'"
+        )
     return Path(spec.origin).parent
 
 
