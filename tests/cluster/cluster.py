@@ -251,7 +251,7 @@ def _clean(folder: Path) -> None:
     pid = _node_pid(folder)
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
-        while _node_pid(folder) is not None:
+        while Path(f"/proc/{pid}").exists():  # until the kernel has ended all that ran in its PID namespace
             time.sleep(0.05)
     for entry in folder.glob("*"):
         if entry.is_dir() and entry.name != "containerd":

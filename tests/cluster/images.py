@@ -64,7 +64,7 @@ def push(image: str) -> str:
     """Push an image of ours to the cluster's registry and return the reference that pods use; its tag is the image's id."""
     tag = _buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", image)[:12]
     name = image.removeprefix("localhost/").rpartition(":")[0]
-    if not (registry_folder() / "docker/registry/v2/repositories" / name / "_manifests/tags" / tag).exists():
+    if not _is_pushed(name, tag):
         with timed(f"push {name}:{tag}"):
             _push(image, f"{name}:{tag}")
     return f"{REGISTRY_INSIDE}/{name}:{tag}"
@@ -86,16 +86,20 @@ def base_image() -> str:
 
 def push_pause_image() -> None:
     """Make the sandbox image that every pod of the cluster starts with, if the registry has it not yet."""
-    with locked("images"):
-        if (registry_folder() / "docker/registry/v2/repositories/pause/_manifests/tags/1").exists():
-            return
-        with timed("pause image"), _working_container("scratch") as (container, root):
+    if _is_pushed("pause", "1"):
+        return
+    with locked("images"), timed("pause image"):
+        with _working_container("scratch") as (container, root):
             command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(root / "pause"), "./pause"]
             tools = Path(__file__).with_name("tools")
             subprocess.run(command, check=True, cwd=tools, env=os.environ | {"CGO_ENABLED": "0"})
             _buildah("config", "--entrypoint", '["/pause"]', "--user", "65535:65535", container)
             _buildah("commit", "--quiet", container, PAUSE_IMAGE)
         _push(PAUSE_IMAGE, "pause:1")
+
+
+def _is_pushed(name: str, tag: str) -> bool:
+    return (registry_folder() / "docker/registry/v2/repositories" / name / "_manifests/tags" / tag).exists()
 
 
 def registry_folder() -> Path:
