@@ -12,12 +12,16 @@ class OperatorError(Exception):
 
 
 class SpecError(OperatorError):
-    """A field of the TorchModel is wrong. The message names the field path, what was given and what is allowed."""
+    """A field of the TorchModel is wrong. The message names the field path, what was given and what is allowed.
 
-    def __init__(self, message: str, next_step: str) -> None:
+    reason is the word that status shows (`names.REASON_*`).
+    """
+
+    def __init__(self, message: str, next_step: str, reason: str = "InvalidSpec") -> None:
         super().__init__(message)
         self.message = message
         self.next_step = next_step
+        self.reason = reason
 
 
 class KubeError(OperatorError):

@@ -11,12 +11,17 @@ LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_MODEL = "serving.torchmodel.dev/model"
+LABEL_REVISION = "serving.torchmodel.dev/revision"
+"""Hash of the pod template, on its pods: tells the newest revision's pods without watching ReplicaSets."""
 ANNOTATION_APPLIED_HASH = "serving.torchmodel.dev/applied-hash"
 """Hash of the manifest as the operator last applied it: equal means there is nothing to write."""
 
 MANAGER_CHILDREN = OPERATOR
 MANAGER_STATUS = f"{OPERATOR}-status"
 """Field managers of server-side apply; one for each document the operator owns a part of."""
+
+LEASE = OPERATOR
+"""Name of the Lease that the leading operator replica holds, in the operator's own namespace."""
 
 CONTAINER_SERVER = "server"
 CONTAINER_FETCHER = "fetcher"
@@ -68,3 +73,13 @@ def owner_labels(model: str) -> dict[str, str]:
 def selector_labels(model: str) -> dict[str, str]:
     """Labels that select the replicas; immutable in a Deployment, so never more than this."""
     return {LABEL_MODEL: model}
+
+
+def model_selector(model: str) -> str:
+    """`selector_labels` as kubectl and the scale subresource write it."""
+    return ",".join(f"{key}={value}" for key, value in selector_labels(model).items())
+
+
+def model_url(model: str, namespace: str) -> str:
+    """Address inside the cluster."""
+    return f"http://{workload_name(model)}.{namespace}.svc"

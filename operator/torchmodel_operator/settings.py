@@ -66,10 +66,14 @@ def parse_settings(environ: Mapping[str, str]) -> OperatorSettings:
 
     runtime_image = environ.get("TORCHMODEL_RUNTIME_IMAGE", "").strip()
     if not runtime_image:
-        raise SettingsError("TORCHMODEL_RUNTIME_IMAGE: must be set to the runtime image, for example registry/torchmodel-runtime:0.1.0")
+        raise SettingsError(
+            "TORCHMODEL_RUNTIME_IMAGE: must be set to the runtime image, for example example.com/torchmodel-runtime:0.1"
+        )
     lease_namespace = environ.get("TORCHMODEL_LEASE_NAMESPACE") or environ.get("POD_NAMESPACE") or ""
     if not lease_namespace:
-        raise SettingsError("TORCHMODEL_LEASE_NAMESPACE: must be set, or POD_NAMESPACE, to the namespace of the leader's Lease")
+        raise SettingsError(
+            "TORCHMODEL_LEASE_NAMESPACE: must be set, or POD_NAMESPACE, to the namespace of the leader's Lease"
+        )
     return OperatorSettings(
         runtime_image=runtime_image,
         namespaces=read("TORCHMODEL_NAMESPACES", _parse_names, ()),

@@ -1,0 +1,321 @@
+"""One TorchModel from what is wished to what is there, and what is seen back to its status. Called by `handlers`.
+
+Level-triggered: it looks only at the present state, so it may run at any time, any number of times. When nothing has
+changed it writes nothing, right after a restart as well. Children are owned by the TorchModel, so the garbage collector
+removes them; there is no finalizer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from torchmodel_runtime.config import CODE_NOT_ALLOWED
+
+from torchmodel_operator import manifests, names
+from torchmodel_operator.diagnosis import (
+    Diagnosis,
+    PodEvent,
+    Problem,
+    diagnose,
+    diagnose_refusal,
+    diagnose_stuck,
+    needs_events,
+)
+from torchmodel_operator.errors import KubeError, SpecError
+from torchmodel_operator.kube import BUDGETS, BY_KIND, EVENTS, MODELS, KubeApi
+from torchmodel_operator.ledger import Ledger
+from torchmodel_operator.observed import (
+    ChildRecord,
+    DeploymentFacts,
+    Key,
+    ModelRecord,
+    PodFacts,
+    observe_child,
+    observe_model,
+)
+from torchmodel_operator.recorder import Recorder, announce
+from torchmodel_operator.report import Reading, Reports
+from torchmodel_operator.settings import OperatorSettings
+from torchmodel_operator.spec import API_VERSION, KIND, Model, TorchModelStatus, parse_model
+from torchmodel_operator.status import Facts, derive_status, is_same, parse_status, render_status
+
+RESYNC_S = 36_000.0
+"""Every model is looked at again about this often, should an event ever be lost."""
+REFUSED_RETRY_S = 30.0
+"""What the API server refused is tried again this often: the cause lies outside the TorchModel, so no event will tell."""
+MAX_EVENT_LOOKUPS = 3
+"""Pods of one model whose Events are read in one round."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything a reconcile may touch."""
+
+    kube: KubeApi
+    ledger: Ledger
+    reports: Reports
+    recorder: Recorder
+    settings: OperatorSettings
+    wall_clock: Callable[[], float]
+    """Seconds since 1970."""
+
+
+class Applied(NamedTuple):
+    """How far the children are as wished."""
+
+    problem: Problem | None = None
+    error: KubeError | None = None
+    """To be tried again by the queue."""
+    writes: tuple[str, ...] = ()
+
+
+class Seen(NamedTuple):
+    """What is seen of the replicas of the newest revision."""
+
+    pods: tuple[PodFacts, ...] = ()
+    diagnosis: Diagnosis = Diagnosis(None, None)
+    reading: Reading = Reading(None)
+
+
+async def reconcile(key: Key, world: World) -> float | None:
+    """Bring one model's children and status up to date. Returns the seconds after which to look again, None when gone.
+
+    Raises KubeError when the API server did not take something that may work later: try again with back-off.
+    """
+    record = world.ledger.get_model(key)
+    if record is None or record.is_deleting:
+        return None
+    body = json.loads(record.body)
+    try:
+        model = parse_wished(body, world.settings)
+    except SpecError as error:
+        refused = Applied(Problem(error.reason, error.message, error.next_step))
+        return await conclude(record, body, None, refused, Seen(), world)
+    children = world.ledger.list_children(key)
+    desired = manifests.desired_objects(model, world.settings.runtime_image)
+    applied = await apply_children(model, desired, children, world)
+    if applied is None:
+        return None
+    seen = await look(model, desired, world)
+    return await conclude(record, body, model, applied, seen, world)
+
+
+def parse_wished(body: dict[str, Any], settings: OperatorSettings) -> Model:
+    """Parse, and check what only this operator can judge. Raises SpecError. Pure."""
+    model = parse_model(body)
+    uri = model.spec.checkpoint.uri
+    if uri.startswith("file:") and not uri.startswith("file:///"):
+        raise SpecError(
+            f"spec.checkpoint.uri: got {uri!r}, which is relative to a manifest; a cluster has no such place",
+            "upload the checkpoint and give its s3:// or https:// address, or a file:/// path in the serving image.",
+        )
+    asks_for_code = model.spec.security.allow_code_execution or model.spec.architecture.source is not None
+    if asks_for_code and not settings.allow_code_execution:
+        raise SpecError(
+            "spec.security.allowCodeExecution: got true, but this operator was installed without consent to run code that "
+            "comes with a model",
+            "have an administrator set the chart value allowCodeExecution=true, or build the class into spec.image and remove "
+            "spec.architecture.source and spec.security.allowCodeExecution.",
+            CODE_NOT_ALLOWED,
+        )
+    return model
+
+
+def newest_pods(desired: Sequence[manifests.Manifest], pods: Sequence[PodFacts]) -> tuple[PodFacts, ...]:
+    """The replicas of the revision that is wished now, those being deleted left out."""
+    revision = next(manifests.revision_of(child) for child in desired if child["kind"] == "Deployment")
+    return tuple(pod for pod in pods if pod.revision == revision and not pod.is_deleting)
+
+
+async def apply_children(
+    model: Model, desired: Sequence[manifests.Manifest], children: Sequence[ChildRecord], world: World
+) -> Applied | None:
+    """Write what is missing, changed or edited, and delete what is no longer wished. None when the model is gone."""
+    writes: list[str] = []
+    try:
+        for manifest in desired:
+            child = await find_child(manifest, world)
+            if child is not None and child.owner_uid != model.uid:
+                return Applied(_name_taken(manifest, child), writes=tuple(writes))
+            if child is not None and _is_as_applied(manifest, child, world):
+                continue
+            if not writes and not await is_current(Key(model.namespace, model.name), model.uid, world):
+                return None
+            answer = await world.kube.apply(manifest, names.MANAGER_CHILDREN)
+            world.ledger.note_applied(observe_child(answer))
+            writes.append(f"apply {manifest['kind']}")
+        for child in _unwished(model, desired, children):
+            identity = child.identity
+            await world.kube.delete(BY_KIND[identity.kind], identity.namespace, identity.name, identity.uid)
+            world.ledger.remove(child)
+            writes.append(f"delete {identity.kind}")
+    except KubeError as error:
+        if error.is_retryable:
+            step = "none; it is tried again by itself. If it stays, see the operator's log."
+            return Applied(Problem(names.REASON_KUBE_API, error.message, step, is_retried=True), error, tuple(writes))
+        return Applied(diagnose_refusal(error.message), writes=tuple(writes))
+    return Applied(writes=tuple(writes))
+
+
+async def find_child(manifest: manifests.Manifest, world: World) -> ChildRecord | None:
+    """The object of the manifest's name: as watched, else as the API server has it, for it may not bear our labels."""
+    metadata = manifest["metadata"]
+    child = world.ledger.get_child(manifest["kind"], metadata["namespace"], metadata["name"])
+    if child is not None and not child.is_deleting:
+        return child
+    body = await world.kube.get(BY_KIND[manifest["kind"]], metadata["namespace"], metadata["name"])
+    if body is None:
+        return None
+    found = observe_child({"kind": manifest["kind"], **body})
+    if found.is_deleting:
+        raise KubeError(f"{manifest['kind']} {metadata['name']} is still being deleted", status=409)
+    world.ledger.put(found)
+    return found
+
+
+async def is_current(key: Key, uid: str, world: World) -> bool:
+    """Ask once, before the first write, whether the model still exists: kopf does not report every deletion."""
+    body = await world.kube.get(MODELS, key.namespace, key.name)
+    if body is not None and body["metadata"]["uid"] == uid:
+        return "deletionTimestamp" not in body["metadata"]
+    record = world.ledger.get_model(key)
+    if record is not None and record.identity.uid == uid:
+        world.ledger.remove(record)
+    return False
+
+
+async def look(model: Model, desired: Sequence[manifests.Manifest], world: World) -> Seen:
+    """Gather what is known of the newest revision's replicas: why they do not serve, and what they loaded when they do."""
+    pods = newest_pods(desired, world.ledger.list_pods(Key(model.namespace, model.name)))
+    now_s = world.wall_clock()
+    stuck = [pod for pod in pods if needs_events(pod, now_s)][:MAX_EVENT_LOOKUPS]
+    events = {pod.identity.uid: await list_warnings(pod, world) for pod in stuck}
+    return Seen(pods, diagnose(pods, model.spec, events, now_s), await world.reports.read(model.name, pods))
+
+
+async def list_warnings(pod: PodFacts, world: World) -> list[PodEvent]:
+    """The warnings about a pod, newest first; none when they cannot be read, for the rest of the status is worth more."""
+    fields = f"regarding.uid={pod.identity.uid},type=Warning"
+    try:
+        page = await world.kube.list_page(EVENTS, pod.identity.namespace, fields=fields)
+    except KubeError as error:
+        log.warning("events not read", extra={"pod": pod.identity.name, "error": error.message})
+        return []
+    newest = sorted(page.items, key=_event_time, reverse=True)
+    return [PodEvent(event.get("reason", ""), event.get("note", "")) for event in newest]
+
+
+async def conclude(
+    record: ModelRecord, body: dict[str, Any], model: Model | None, applied: Applied, seen: Seen, world: World
+) -> float:
+    """Derive the status and write it if it says something new. Returns when to look again; raises `applied.error`."""
+    deployment = _own_deployment(record, world)
+    previous = parse_status(body.get("status", {}))
+    facts = Facts(
+        name=record.identity.name,
+        namespace=record.identity.namespace,
+        generation=body["metadata"].get("generation", 0),
+        wished_replicas=model.spec.replicas if model else None,
+        is_applied=applied.problem is None,
+        deployment=deployment,
+        pods=seen.pods,
+        problem=applied.problem or _refusal(deployment) or seen.diagnosis.problem or _stuck(deployment, model),
+        report=seen.reading.report,
+        previous=previous,
+    )
+    status = derive_status(facts, _rfc3339(world.wall_clock()))
+    writes = applied.writes
+    if not is_same(render_status(status), body.get("status", {})):
+        await apply_status(record, status, world)
+        writes += (f"status {status.conditions[0].reason}",)
+        if announcement := announce(previous, status):
+            world.recorder.record(record.identity, announcement)
+    if writes:
+        log.info("reconciled", extra={"namespace": facts.namespace, "model": facts.name, "writes": writes})
+    if applied.error is not None:
+        raise applied.error
+    is_refused = applied.problem is not None and model is not None
+    waits = (seen.diagnosis.recheck_s, seen.reading.retry_s, REFUSED_RETRY_S if is_refused else None, _resync_s())
+    return min(wait for wait in waits if wait is not None)
+
+
+async def apply_status(record: ModelRecord, status: TorchModelStatus, world: World) -> None:
+    """Write the status of that very object; one of the same name with another uid is refused by the API server."""
+    identity = record.identity
+    body = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": identity.name, "namespace": identity.namespace, "uid": identity.uid},
+        "status": render_status(status),
+    }
+    try:
+        world.ledger.put(observe_model(await world.kube.apply(body, names.MANAGER_STATUS, "status")))
+    except KubeError as error:
+        if error.status in (404, 409):
+            await is_current(Key(identity.namespace, identity.name), identity.uid, world)
+        raise
+
+
+def _is_as_applied(manifest: manifests.Manifest, child: ChildRecord, world: World) -> bool:
+    return child.applied_hash == manifests.applied_hash_of(manifest) and not world.ledger.is_drifted(child)
+
+
+def _unwished(
+    model: Model, desired: Sequence[manifests.Manifest], children: Sequence[ChildRecord]
+) -> list[ChildRecord]:
+    """Children of this model that it no longer has: today only the PodDisruptionBudget can become one."""
+    wished = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
+    return [
+        child
+        for child in children
+        if child.owner_uid == model.uid
+        and not child.is_deleting
+        and child.identity.kind == BUDGETS.kind
+        and (child.identity.kind, child.identity.name) not in wished
+    ]
+
+
+def _own_deployment(record: ModelRecord, world: World) -> DeploymentFacts | None:
+    identity = record.identity
+    child = world.ledger.get_child("Deployment", identity.namespace, names.workload_name(identity.name))
+    return child.deployment if child is not None and child.owner_uid == identity.uid else None
+
+
+def _name_taken(manifest: manifests.Manifest, child: ChildRecord) -> Problem:
+    identity = child.identity
+    return Problem(
+        names.REASON_NAME_TAKEN,
+        f"{identity.kind} {identity.name} exists in namespace {identity.namespace} and does not belong to this TorchModel",
+        f"delete it (kubectl delete {manifest['kind'].lower()} {identity.name} -n {identity.namespace}) if nothing needs it, "
+        "or give the TorchModel another name.",
+    )
+
+
+def _refusal(deployment: DeploymentFacts | None) -> Problem | None:
+    return diagnose_refusal(deployment.refusal) if deployment and deployment.refusal else None
+
+
+def _stuck(deployment: DeploymentFacts | None, model: Model | None) -> Problem | None:
+    return diagnose_stuck(model.spec) if deployment and deployment.is_stuck and model else None
+
+
+def _event_time(event: dict[str, Any]) -> str:
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("deprecatedLastTimestamp"), event.get("eventTime"))
+    return next((time for time in times if time), "")
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _resync_s() -> float:
+    return RESYNC_S * random.uniform(0.8, 1.2)  # noqa: S311  spreads load, keeps no secret
