@@ -61,10 +61,8 @@ def helm(*arguments: str | Path, values: Mapping[str, Any] | None = None, kubeco
 
 
 def render(
-    values: Mapping[str, Any] | None = None, *options: str, release: str = "models", namespace: str = "system"
+    values: Mapping[str, Any] | None = None, *, release: str = "models", namespace: str = "system", chart: Path = CHART
 ) -> list[Manifest]:
     """The chart's objects with these values."""
-    text = helm(
-        "template", release, CHART, "--namespace", namespace, "--kube-version", "1.31.0", *options, values=values or {}
-    )
+    text = helm("template", release, chart, "--namespace", namespace, "--kube-version", "1.31.0", values=values or {})
     return [document for document in yaml.safe_load_all(text) if document]
