@@ -1,7 +1,9 @@
-"""The network of Silero VAD (16 kHz, version 6) as plain PyTorch, for the weights in `silero_vad_16k.safetensors`.
+"""The 16 kHz network of Silero VAD (package silero-vad 6.2) as plain PyTorch.
 
-Written from the shapes of those weights and checked against the official TorchScript model (tests/service). A window of 512
-samples is seen together with the 64 before it; an LSTM carries what was heard along the recording.
+Its names are those of the package's `silero_vad_16k.safetensors`. That file and the package's `silero_vad.jit` hold two
+different trainings of the same network; with either one's weights this module computes what that one computes
+(tests/service compares it with the TorchScript model). A window of 512 samples is seen together with the 64 before it; an
+LSTM carries what was heard along the recording.
 """
 
 import torch

@@ -34,9 +34,15 @@ class LoadedModel:
 
 def start_model(config: ServerConfig, threads: int, on_stage: Callable[[str], None]) -> LoadedModel:
     """Load, warm up and prove the configured model. Raises StartError; on_stage hears what is being done."""
-    clock = _StageClock(on_stage)
     gc.disable()  # collections while torch is imported cost a seventh of its time and find nothing
+    try:
+        return _start(config, threads, _StageClock(on_stage))
+    finally:
+        gc.enable()
+        gc.freeze()  # what is alive now lives on: later collections need not look at it
 
+
+def _start(config: ServerConfig, threads: int, clock: _StageClock) -> LoadedModel:
     clock.begin("import")
     from torchmodel_runtime.engine import architecture, forward, proof, weights
 
@@ -67,8 +73,6 @@ def start_model(config: ServerConfig, threads: int, on_stage: Callable[[str], No
             raise forward.out_of_memory(clock.stage, error) from error
         raise
     clock.end()
-    gc.enable()
-    gc.freeze()  # what is alive now lives on: later collections need not look at it
 
     report = ModelReport(
         sha256=checkpoint.receipt.sha256,

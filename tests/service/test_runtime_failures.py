@@ -1,0 +1,168 @@
+"""A start that cannot work: exit code, termination log, and what it tells the reader. One real process for each kind.
+
+That each defect is told apart is tested in tests/unit; here the processes run side by side, to be quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from testkit.models import linear_config, mlp_config, save_linear, save_mlp, write_receipt
+from testkit.runtime_process import RuntimeProcess
+from torchmodel_runtime.config import (
+    EXIT_PERMANENT,
+    EXIT_RETRYABLE,
+    Architecture,
+    Failure,
+    Security,
+    ServerConfig,
+    Serving,
+)
+
+
+def no_receipt(folder: Path) -> ServerConfig:
+    return linear_config(folder)
+
+
+def damaged_file(folder: Path) -> ServerConfig:
+    (folder / "w.pth").write_bytes(b"\x00" * 100)
+    write_receipt(folder, "w.pth")
+    return linear_config(folder)
+
+
+def legacy_pickle(folder: Path) -> ServerConfig:
+    torch.save({"weight": torch.zeros(1)}, folder / "w.pth", _use_new_zipfile_serialization=False)
+    write_receipt(folder, "w.pth")
+    return linear_config(folder)
+
+
+def whole_module(folder: Path) -> ServerConfig:
+    torch.save(torch.nn.Linear(10, 1), folder / "w.pth")
+    write_receipt(folder, "w.pth")
+    return linear_config(folder)
+
+
+def nested(folder: Path) -> ServerConfig:
+    torch.save({"epoch": 3, "model_state_dict": torch.nn.Linear(10, 1).state_dict()}, folder / "w.pth")
+    write_receipt(folder, "w.pth")
+    return linear_config(folder)
+
+
+def other_sizes(folder: Path) -> ServerConfig:
+    save_linear(folder, features=12)
+    return linear_config(folder)
+
+
+def unknown_kwarg(folder: Path) -> ServerConfig:
+    save_linear(folder)
+    return linear_config(
+        folder, architecture=Architecture(entrypoint="torch.nn:Linear", kwargs={"in_feature": 10, "out_features": 1})
+    )
+
+
+def code_not_allowed(folder: Path) -> ServerConfig:
+    save_mlp(folder)
+    return mlp_config(folder, security=Security())
+
+
+def os_system(folder: Path) -> ServerConfig:
+    save_linear(folder)
+    kwargs = {"command": f"touch {folder / 'ran'}"}
+    return linear_config(folder, architecture=Architecture(entrypoint="os:system", kwargs=kwargs))
+
+
+def no_gpu(folder: Path) -> ServerConfig:
+    save_linear(folder)
+    return linear_config(folder, serving=Serving(device="cuda"))
+
+
+def other_outputs(folder: Path) -> ServerConfig:
+    from testkit.models import vector_signature
+
+    save_linear(folder, outputs=2)
+    return linear_config(folder, outputs=2, signature=vector_signature(10, 3))
+
+
+CASES: dict[Callable[[Path], ServerConfig], tuple[int, str, str, str]] = {
+    no_receipt: (EXIT_RETRYABLE, "CheckpointNotFound", "receipt.json does not exist", "fetcher"),
+    damaged_file: (EXIT_PERMANENT, "CheckpointInvalid", "begins with 00 00", "torch.save(model.state_dict()"),
+    legacy_pickle: (EXIT_PERMANENT, "CheckpointInvalid", "torch.save used before 1.6", "weights_only=True"),
+    whole_module: (EXIT_PERMANENT, "CheckpointInvalid", "torch.nn.modules.linear.Linear", "model.state_dict()"),
+    nested: (EXIT_PERMANENT, "CheckpointInvalid", "epoch", "spec.checkpoint.key: model_state_dict"),
+    other_sizes: (EXIT_PERMANENT, "StateDictMismatch", "weight: expected [1, 10], found [1, 12]", "kwargs"),
+    unknown_kwarg: (EXIT_PERMANENT, "ArchitectureInvalid", "'in_feature'", "in_feature -> in_features"),
+    code_not_allowed: (EXIT_PERMANENT, "CodeExecutionNotAllowed", "allowCodeExecution is false", "trust"),
+    os_system: (EXIT_PERMANENT, "CodeExecutionNotAllowed", "os:system is neither", "Name the class"),
+    other_outputs: (EXIT_PERMANENT, "WarmUpFailed", "declared shape [-1, 3], the module returned [1, 2]", "outputs"),
+}
+if not torch.cuda.is_available():
+    CASES[no_gpu] = (EXIT_PERMANENT, "DeviceUnavailable", "torch sees no GPU", "spec.resources.gpu")
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[int, Failure | None, str, Path]]]:
+    """Every case's exit code, failure, log and folder; two processes at a time."""
+
+    def run(make_config: Callable[[Path], ServerConfig]) -> tuple[str, tuple[int, Failure | None, str, Path]]:
+        folder = tmp_path_factory.mktemp(make_config.__name__)
+        with RuntimeProcess(make_config(folder)) as server:
+            code = server.wait_exit(90)
+            return make_config.__name__, (code, server.failure(), server.log, folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        yield dict(pool.map(run, CASES))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_a_failed_start_says_why_and_what_next(
+    ended: dict[str, tuple[int, Failure | None, str, Path]], case: Callable[[Path], ServerConfig]
+) -> None:
+    code, reason, words, advice = CASES[case]
+    got, failure, log, _ = ended[case.__name__]
+    assert got == code, log
+    assert failure is not None
+    assert failure.reason == reason
+    assert words in failure.message
+    assert advice in failure.next_step
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert any(line["message"] == failure.message for line in lines)
+
+
+def test_os_system_was_not_called(ended: dict[str, tuple[int, Failure | None, str, Path]]) -> None:
+    assert not (ended["os_system"][3] / "ran").exists()
+
+
+def test_no_configuration_is_a_permanent_failure(tmp_path: Path) -> None:
+    with RuntimeProcess(linear_config(tmp_path), {"TORCHMODEL_SERVER_CONFIG": ""}) as server:
+        assert server.wait_exit() == EXIT_PERMANENT
+        failure = server.failure()
+        assert failure is not None
+        assert failure.reason == "ConfigInvalid"
+        assert "TORCHMODEL_SERVER_CONFIG" in failure.next_step
+
+
+def test_a_taken_port_may_be_free_later(tmp_path: Path) -> None:
+    import socket
+
+    with RuntimeProcess(linear_config(tmp_path), {"TORCHMODEL_SERVER_CONFIG": ""}) as unused:
+        port = unused.port
+    with socket.create_server(("127.0.0.1", port)) as taken:
+        config = json.dumps(
+            {
+                "name": "m",
+                "checkpointFolder": "/nowhere",
+                "architecture": {"entrypoint": "a:B"},
+                "host": "127.0.0.1",
+                "port": taken.getsockname()[1],
+            }
+        )
+        with RuntimeProcess(linear_config(tmp_path), {"TORCHMODEL_SERVER_CONFIG": config}) as server:
+            assert server.wait_exit() == EXIT_RETRYABLE
+            failure = server.failure()
+            assert failure is not None
+            assert "cannot listen" in failure.message
