@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ RELEASE = "models"
 SYSTEM = "torchmodel-system"
 ACCOUNT = "models-torchmodel-operator"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/torchmodels.serving.torchmodel.dev"
-MODEL = "/apis/serving.torchmodel.dev/v1alpha1/namespaces/blue/torchmodels/linear"
+MODELS = "/apis/serving.torchmodel.dev/v1alpha1/namespaces/{}/torchmodels"
 WAIT_S = 30.0
 
 Rights = set[tuple[str, str, str]]
@@ -99,18 +104,19 @@ def is_allowed(plane: ControlPlane, user: str, namespace: str, verb: str, resour
     return bool(review["status"]["allowed"])
 
 
-def first_model(plane: ControlPlane) -> dict[str, Any]:
-    """The TorchModel of the notes that Helm keeps of the release, in namespace blue."""
+def create_first_model(plane: ControlPlane, namespace: str) -> str:
+    """Create the TorchModel of the notes that Helm keeps of the release; returns its path."""
     notes = helm("get", "notes", RELEASE, "--namespace", SYSTEM, kubeconfig=plane.kubeconfig)
-    model: dict[str, Any] = yaml.safe_load(notes.partition("<<'EOF'\n")[2].partition("\nEOF\n")[0])
-    model["metadata"]["namespace"] = "blue"
-    return model
+    model = yaml.safe_load(notes.partition("<<'EOF'\n")[2].partition("\nEOF\n")[0])
+    model["metadata"]["namespace"] = namespace
+    path = MODELS.format(namespace)
+    wait_for(lambda: exists(plane, path))
+    plane.api.request("POST", path, model)
+    return f"{path}/{model['metadata']['name']}"
 
 
-def create_first_model(plane: ControlPlane) -> dict[str, Any]:
-    wait_for(lambda: exists(plane, MODEL.rpartition("/")[0]))
-    created: dict[str, Any] = plane.api.request("POST", MODEL.rpartition("/")[0], first_model(plane))
-    return created
+def uid_of(plane: ControlPlane, path: str) -> str:
+    return str(plane.api.request("GET", path)["metadata"]["uid"])
 
 
 def test_operator_pods_are_admitted_where_pod_security_is_restricted(
@@ -168,10 +174,72 @@ def test_with_watch_namespaces_rights_end_there(plane: ControlPlane, install: Ca
     assert everywhere <= {resource for _, resource, _ in rights_in(plane, "blue")}
     assert {resource for _, resource, _ in rights_in(plane, SYSTEM)} == {"leases"}
     operator = plane.api_for_service_account(SYSTEM, ACCOUNT)
-    wait_for(lambda: exists(plane, MODEL.rpartition("/")[0]))
-    operator.request("GET", MODEL.rpartition("/")[0])
+    wait_for(lambda: exists(plane, MODELS.format("blue")))
+    operator.request("GET", MODELS.format("blue"))
     with pytest.raises(ApiError, match="forbidden"):
         operator.request("GET", "/apis/serving.torchmodel.dev/v1alpha1/torchmodels")
+
+
+@contextlib.contextmanager
+def operator_process(plane: ControlPlane, values: dict[str, Any], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator on this machine, ready, with the settings that the chart renders and the rights of its account."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (deployment,) = [document for document in render(values) if document["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHMODEL", "KUBE"))}
+    environment |= {variable["name"]: variable.get("value", SYSTEM) for variable in container["env"]}
+    environment |= {"KUBECONFIG": str(plane.kubeconfig_for_service_account(SYSTEM, ACCOUNT))}
+    environment |= {"TORCHMODEL_PROBE_PORT": str(port)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torchmodel_operator"], env=environment, stdout=output, stderr=output
+        )
+    try:
+        wait_for(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/readyz"))
+        assert process.poll() is None, log.read_text()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("values", "namespace"),  # one each: children of the first model may still wait for the garbage collector
+    [({}, "green"), ({"watchNamespaces": ["blue"]}, "blue")],
+    ids=["all namespaces", "one namespace"],
+)
+def test_the_operator_can_do_its_work_with_these_rights_and_settings(
+    plane: ControlPlane, install: Callable[..., str], tmp_path: Path, values: dict[str, Any], namespace: str
+) -> None:
+    install(**values)
+    log = tmp_path / "operator.log"
+    events = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events?fieldSelector=regarding.kind%3DTorchModel"
+    budget = f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/linear"
+    wait_for(lambda: exists(plane, MODELS.format(namespace)))
+    with operator_process(plane, values, log) as process:
+        model = create_first_model(plane, namespace)
+        plane.api.request("PATCH", model, {"spec": {"replicas": 2}})
+        wait_for(lambda: exists(plane, budget))
+        plane.api.request("PATCH", model, {"spec": {"replicas": 1}})
+        wait_for(lambda: not exists(plane, budget))
+        plane.api.request("PATCH", model, {"spec": {"security": {"allowCodeExecution": True}}})
+        wait_for(lambda: plane.api.request("GET", model)["status"].get("observedGeneration") == 4)
+        wait_for(lambda: plane.api.request("GET", events)["items"])  # that this operator was not asked to run code
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0, log.read_text()
+    assert "forbidden" not in log.read_text().lower()
+    for path in ("/apis/apps/v1/namespaces/{}/deployments", "/api/v1/namespaces/{}/services"):
+        assert exists(plane, f"{path.format(namespace)}/linear")
 
 
 def test_people_of_a_namespace_may_work_with_its_models(plane: ControlPlane, install: Callable[..., str]) -> None:
@@ -192,15 +260,16 @@ def test_people_of_a_namespace_may_work_with_its_models(plane: ControlPlane, ins
 
 def test_models_survive_upgrade_uninstall_and_install_again(plane: ControlPlane, install: Callable[..., str]) -> None:
     install()
-    model = create_first_model(plane)
+    model = create_first_model(plane, "blue")
+    uid = uid_of(plane, model)
     for change in ({"logLevel": "debug"}, {"crds": {"install": False}}):
         install(**change)
-        assert plane.api.request("GET", MODEL)["metadata"]["uid"] == model["metadata"]["uid"]
+        assert uid_of(plane, model) == uid
     helm("uninstall", RELEASE, "--namespace", SYSTEM, kubeconfig=plane.kubeconfig)
     assert not exists(plane, f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/{ACCOUNT}")
-    assert plane.api.request("GET", MODEL)["metadata"]["uid"] == model["metadata"]["uid"]
+    assert uid_of(plane, model) == uid
     install()
-    assert plane.api.request("GET", MODEL)["metadata"]["uid"] == model["metadata"]["uid"]
+    assert uid_of(plane, model) == uid
 
 
 def test_without_keep_the_definition_goes_with_the_release(plane: ControlPlane, install: Callable[..., str]) -> None:
