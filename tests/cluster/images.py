@@ -21,6 +21,8 @@ from cluster.machine import ROOT, cache_folder, locked, output, timed
 REGISTRY_INSIDE = (
     "127.0.0.1:5000"  # the cluster's registry as its node sees it; containerd takes loopback as plain HTTP
 )
+# Where we push to: always one address, by which buildah remembers the layers it has pushed, and one that nobody else takes.
+REGISTRY_OUTSIDE = "127.84.77.5:5000"
 BASE_IMAGE = "localhost/torchmodel-base:bookworm-1"  # raise the number when the recipe changes
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 PAUSE_IMAGE = "localhost/pause:1"
@@ -49,7 +51,18 @@ def build(
     image = f"localhost/torchmodel-{name}:dev"
     with locked("images"), timed(f"image {name}"), tempfile.TemporaryDirectory() as scratch:
         base = base_image()
-        options = ["--isolation", "chroot", "--layers", "--quiet", "--file", str(dockerfile), "--tag", image]
+        _buildah("rm", "--all")  # what builds that were ended have left; the lock says that none is running
+        options = [
+            "--isolation",
+            "chroot",
+            "--layers",
+            "--force-rm",
+            "--quiet",
+            "--file",
+            str(dockerfile),
+            "--tag",
+            image,
+        ]
         if target is not None:
             options += ["--target", target or name]
         for key, value in ({"BASE_IMAGE": base} | dict(arguments or {})).items():
@@ -65,7 +78,7 @@ def push(image: str) -> str:
     tag = _buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", image)[:12]
     name = image.removeprefix("localhost/").rpartition(":")[0]
     if not _is_pushed(name, tag):
-        with timed(f"push {name}:{tag}"):
+        with locked("images"), timed(f"push {name}:{tag}"):
             _push(image, f"{name}:{tag}")
     return f"{REGISTRY_INSIDE}/{name}:{tag}"
 
@@ -73,14 +86,15 @@ def push(image: str) -> str:
 def base_image() -> str:
     """The name of the base image, made on first use: Debian bookworm with python3 (3.11) and little else."""
     if not _exists(BASE_IMAGE):
-        with timed("base image by debootstrap"), _working_container("scratch") as (container, root):
+        with timed("base image by debootstrap"), tempfile.TemporaryDirectory() as scratch:
+            root = Path(scratch, "root")
             include = f"--include={BASE_PACKAGES}"
             command = ["debootstrap", "--variant=minbase", include, "bookworm", str(root)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             for leftover in (*root.glob("var/cache/apt/archives/*.deb"), *root.glob("var/lib/apt/lists/*_*")):
                 leftover.unlink()
-            _buildah("config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
-            _buildah("commit", "--quiet", container, BASE_IMAGE)
+            path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+            _commit(root, BASE_IMAGE, "--env", path)
     return BASE_IMAGE
 
 
@@ -88,14 +102,26 @@ def push_pause_image() -> None:
     """Make the sandbox image that every pod of the cluster starts with, if the registry has it not yet."""
     if _is_pushed("pause", "1"):
         return
-    with locked("images"), timed("pause image"):
-        with _working_container("scratch") as (container, root):
-            command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(root / "pause"), "./pause"]
-            tools = Path(__file__).with_name("tools")
-            subprocess.run(command, check=True, cwd=tools, env=os.environ | {"CGO_ENABLED": "0"})
-            _buildah("config", "--entrypoint", '["/pause"]', "--user", "65535:65535", container)
-            _buildah("commit", "--quiet", container, PAUSE_IMAGE)
+    with locked("images"), timed("pause image"), tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch, "root")
+        command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(root / "pause"), "./pause"]
+        tools = Path(__file__).with_name("tools")
+        subprocess.run(command, check=True, cwd=tools, env=os.environ | {"CGO_ENABLED": "0"})
+        _commit(root, PAUSE_IMAGE, "--entrypoint", '["/pause"]', "--user", "65535:65535")
         _push(PAUSE_IMAGE, "pause:1")
+
+
+def _commit(root: Path, image: str, *settings: str) -> None:
+    """Make an image of the files under `root`, owners and modes included (hence the archive)."""
+    archive = root.with_suffix(".tar")
+    subprocess.run(["tar", "--create", "--file", archive, "--directory", root, "."], check=True)
+    container = _buildah("from", "scratch")
+    try:
+        _buildah("add", "--quiet", container, str(archive), "/")
+        _buildah("config", *settings, container)
+        _buildah("commit", "--quiet", container, image)
+    finally:
+        _buildah("rm", container)
 
 
 def _is_pushed(name: str, tag: str) -> bool:
@@ -116,10 +142,8 @@ def _push(image: str, name: str) -> None:
 
 @contextlib.contextmanager
 def _registry() -> Iterator[str]:
-    """A registry over the cluster's folder, on a free loopback port, as long as the block runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    """A registry over the cluster's folder, on loopback, as long as the block runs."""
+    address = REGISTRY_OUTSIDE
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as settings:
         settings.write(
             "version: 0.1\nlog: {level: warn, accesslog: {disabled: true}}\n"
@@ -150,15 +174,6 @@ def _wait_for_port(address: str, process: subprocess.Popen[bytes], timeout_s: fl
             return
 
 
-@contextlib.contextmanager
-def _working_container(image: str) -> Iterator[tuple[str, Path]]:
-    container = _buildah("from", image)
-    try:
-        yield container, Path(_buildah("mount", container))
-    finally:
-        _buildah("rm", container)
-
-
 def _pip_mounts(scratch: Path) -> dict[str, str]:
     """This machine's pip settings (files and PIP_* variables) as files to mount into a build; they are not kept in the image."""
     settings = configparser.RawConfigParser()
@@ -186,5 +201,7 @@ def _buildah(*arguments: str) -> str:
 
 
 def _command() -> list[str]:
+    """buildah with its storage in the cache folder and its mounts in a namespace of its own: none outlives a call."""
     storage = cache_folder() / "images"
-    return ["buildah", "--root", f"{storage}/root", "--runroot", f"{storage}/run", "--storage-driver", "overlay"]
+    folders = ["--root", f"{storage}/root", "--runroot", f"{storage}/run", "--storage-driver", "overlay"]
+    return ["unshare", "--mount", "--propagation", "private", "buildah", *folders]
