@@ -42,7 +42,7 @@ from torchmodel_cli.localconfig import (
     select_model,
 )
 from torchmodel_cli.prediction import ask
-from torchmodel_cli.recipes import make_recipe
+from torchmodel_cli.recipes import SUFFIXES, make_recipe
 from torchmodel_cli.running import cache_folder, note_running
 from torchmodel_cli.validation import check_file, format_problem
 
@@ -186,7 +186,7 @@ def stay(server: ServerProcess, endpoint: Endpoint, config: ServerConfig, option
     if options.once is not None:
         return answer_once(server, endpoint, options.once)
     say(f"\nserving at {endpoint.base}\n")
-    for line in make_recipe(config, endpoint.base):
+    for line in make_recipe(config, endpoint.base, find_sample(config, options.manifest.parent)):
         say(f"  {line}")
     say("\nCtrl-C ends it")
     note = note_running(config.name, endpoint.base)
@@ -194,6 +194,12 @@ def stay(server: ServerProcess, endpoint: Endpoint, config: ServerConfig, option
         return explain_end(server)
     finally:
         note.unlink(missing_ok=True)
+
+
+def find_sample(config: ServerConfig, folder: Path) -> str | None:
+    """A medium beside the manifest that the model could be asked with, so that the recipe can be pasted as it is."""
+    suffixes = SUFFIXES.get(config.task.type, ())
+    return next((str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes), None)
 
 
 def answer_once(server: ServerProcess, endpoint: Endpoint, given: str) -> int:
