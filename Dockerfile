@@ -1,7 +1,7 @@
 # Two images of one distribution: `operator` (no torch in it) and `runtime` (no kopf; the fetcher is `python -m torchmodel_runtime.fetch`).
 #   docker build --target operator .        docker build --target runtime .
 # Layers go from what changes seldom to what changes often: torch, the other requirements, our code. All Python is compiled to
-# bytecode here, because containers run with a read-only root file system.
+# bytecode here, because containers run with a read-only root file system (-x: torch has one file in the syntax of Python 3.12).
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS venv
@@ -35,19 +35,19 @@ RUN PIP_CONSTRAINT=/requirements/constraints.txt pip wheel --no-cache-dir --no-d
 FROM venv AS operator-requirements
 COPY --from=requirements /requirements/operator.txt /requirements/constraints.txt /requirements/
 RUN pip install --no-cache-dir --no-compile -c /requirements/constraints.txt -r /requirements/operator.txt \
-    && python -m compileall -q -j 0 /opt/torchmodel/venv/lib
+    && python -m compileall -q -j 0 -x py312_ /opt/torchmodel/venv/lib
 
 FROM venv AS runtime-requirements
 COPY --from=requirements /requirements/torch.txt /requirements/
 RUN pip install --no-cache-dir --no-compile --no-deps -r /requirements/torch.txt \
-    && python -m compileall -q -j 0 /opt/torchmodel/venv/lib
+    && python -m compileall -q -j 0 -x py312_ /opt/torchmodel/venv/lib
 COPY --from=requirements /requirements/runtime.txt /requirements/constraints.txt /requirements/
 RUN pip install --no-cache-dir --no-compile -c /requirements/constraints.txt -r /requirements/runtime.txt \
-    && python -m compileall -q -j 0 /opt/torchmodel/venv/lib
+    && python -m compileall -q -j 0 -x py312_ /opt/torchmodel/venv/lib
 
 FROM operator-requirements AS operator
 COPY --from=wheel /wheel /wheel
-RUN pip install --no-cache-dir --no-compile --no-deps /wheel/*.whl && python -m compileall -q /opt/torchmodel/venv/lib
+RUN pip install --no-cache-dir --no-compile --no-deps /wheel/*.whl && python -m compileall -q -x py312_ /opt/torchmodel/venv/lib
 ARG VERSION=dev
 ARG SOURCE=https://torchmodel.dev
 LABEL org.opencontainers.image.title="torchmodel-operator" \
@@ -61,7 +61,7 @@ ENTRYPOINT ["python", "-m", "torchmodel_operator"]
 
 FROM runtime-requirements AS runtime
 COPY --from=wheel /wheel /wheel
-RUN pip install --no-cache-dir --no-compile --no-deps /wheel/*.whl && python -m compileall -q /opt/torchmodel/venv/lib
+RUN pip install --no-cache-dir --no-compile --no-deps /wheel/*.whl && python -m compileall -q -x py312_ /opt/torchmodel/venv/lib
 # glibc keeps freed tensors instead of giving them back to the kernel after each request (which costs a page fault a page).
 # torch loads no plug-in it finds, and no pickle beyond weights; nothing is fetched from a hub by its name.
 ENV MALLOC_MMAP_THRESHOLD_=4294967296 \
