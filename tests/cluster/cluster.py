@@ -299,7 +299,6 @@ def main() -> None:
             case "down":
                 down()
             case "images":
-                install_packages()
                 print(json.dumps(images.build_all(), indent=2))
             case "status":
                 print(Cluster.connect().kubectl("get", "nodes,pods", "-A", "-o", "wide"), end="")

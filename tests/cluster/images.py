@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cluster.machine import ROOT, cache_folder, locked, output, timed
+from cluster.machine import ROOT, cache_folder, install_packages, locked, output, timed
 
 REGISTRY_INSIDE = (
     "127.0.0.1:5000"  # the cluster's registry as its node sees it; containerd takes loopback as plain HTTP
@@ -31,6 +31,7 @@ PIP_FILES = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 
 def build_all() -> dict[str, str]:
     """Build, push and name the images that the end-to-end tests use: operator, runtime, efficientnet."""
+    install_packages()
     references = {}
     for target in ("operator", "runtime"):
         references[target] = push(build(target))
