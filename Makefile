@@ -48,8 +48,10 @@ cluster: $(STAMP)  ## start that cluster with the operator in it, to play with
 cluster-down: $(STAMP)  ## end it, with everything in it
 	$(BIN)/python tests/cluster/cluster.py down
 
-crds: $(STAMP)  ## regenerate the CRD and the chart's copy from the typed spec
+crds: $(STAMP)  ## regenerate what is derived: the CRD, the chart's copy, the plain install manifest, the reference pages
 	$(BIN)/python -m torchmodel_operator.crd $(CRD_FILES)
+	tests/cluster/build_tools.sh helm
+	HELM=$$(tests/cluster/build_tools.sh --dir)/helm $(BIN)/python install/render.py
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
