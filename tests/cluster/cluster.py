@@ -201,7 +201,13 @@ def up() -> Cluster:
         images.push_pause_image()
         _clean(_folder())
         with timed("node up"):
-            return _start_node(_folder())
+            try:
+                return _start_node(_folder())
+            except ClusterError:
+                if not (_folder() / "containerd").exists():
+                    raise
+                shutil.rmtree(_folder() / "containerd")  # a machine that was ended may have left it broken
+                return _start_node(_folder())
 
 
 def down() -> None:

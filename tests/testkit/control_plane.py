@@ -120,6 +120,7 @@ class ControlPlane:
         self._crds = list(crds)
         self._apiserver_flags = list(apiserver_flags)
         self._controllers = list(controllers)
+        self._argv: dict[str, list[str]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._folder: Path | None = None
         self._port = 0
@@ -240,7 +241,7 @@ class ControlPlane:
         process = self._processes["kube-apiserver"]
         process.kill()
         process.wait(STOP_TIMEOUT_S)
-        self._spawn("kube-apiserver", list(map(os.fsdecode, process.args)))  # type: ignore[arg-type]
+        self._spawn("kube-apiserver", self._argv["kube-apiserver"])
         self._wait("kube-apiserver", lambda: self.api.request("GET", "/readyz") == "ok")
 
     def _make_certificates(self) -> None:
@@ -292,11 +293,12 @@ class ControlPlane:
         self._wait("the default ServiceAccount", lambda: self.api.request("GET", path))
 
     def _spawn(self, name: str, argv: list[str]) -> None:
+        self._argv[name] = argv
+        prefix = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                argv if argv[0] == "setpriv" else ["setpriv", "--pdeathsig", "KILL", *argv],
-                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                [*prefix, *argv], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def _wait(self, what: str, is_done: Callable[[], Any]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
