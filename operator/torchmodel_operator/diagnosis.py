@@ -122,7 +122,7 @@ def check_scheduling(replica: Replica) -> Problem | None:
     requests = msgspec.to_builtins(spec.resources.requests)
     wishes += [f"{name} {quantity}" for name, quantity in requests.items() if quantity is not None]
     wishes += [f"a node with the label {name}={value}" for name, value in selector.items()]
-    wanted = f" that offers {', '.join(wishes)}" if wishes else ""
+    wanted = f", which needs {', '.join(wishes)}" if wishes else ""
     if gpu.count and gpu.resource in offered:
         step = (
             f"add a node that offers {gpu.resource} (is its device plugin running? `kubectl describe nodes` lists it under "

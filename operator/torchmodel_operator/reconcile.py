@@ -144,6 +144,8 @@ async def apply_children(
         for manifest in desired:
             child = await find_child(manifest, world)
             if child is not None and child.owner_uid != model.uid:
+                if child.owner_uid and child.owner == Key(model.namespace, model.name):
+                    raise KubeError(f"{manifest['kind']} {model.name} of a deleted namesake is still there", status=409)
                 return Applied(_name_taken(manifest, child), writes=tuple(writes))
             if child is not None and _is_as_applied(manifest, child, world):
                 continue

@@ -18,7 +18,9 @@ from torchmodel_runtime.config import HTTP_PORT, ModelReport
 from torchmodel_operator.observed import PodFacts
 
 TIMEOUT_S = 2.0
-RETRY_S = 15.0
+FIRST_RETRY_S = 5.0
+MAX_RETRY_S = 300.0
+"""A pod that cannot be asked is asked again after twice as long each time: it may be a network policy, for ever."""
 MAX_REPORT_BYTES = 1 << 20
 MAX_KEPT = 20_000
 """Reports kept; beyond that the oldest are read again. Two for each of more models than one operator serves."""
@@ -37,6 +39,13 @@ class Reading(NamedTuple):
 
     report: ModelReport | None
     retry_s: float | None = None
+
+
+class _Refusal(NamedTuple):
+    """A pod that could not be asked."""
+
+    ask_again_at: float
+    retry_s: float
 
 
 class Reports(Protocol):
@@ -78,7 +87,7 @@ class HttpReports:
     def __init__(self, session: aiohttp.ClientSession, clock: Callable[[], float]) -> None:
         self._session, self._clock = session, clock
         self._kept: dict[str, ModelReport] = {}
-        self._failed: dict[str, float] = {}
+        self._failed: dict[str, _Refusal] = {}
 
     async def read(self, model: str, pods: Sequence[PodFacts]) -> Reading:
         pod = choose_pod(pods)
@@ -87,14 +96,15 @@ class HttpReports:
         uid = pod.identity.uid
         if uid in self._kept:
             return Reading(self._kept[uid])
-        wait_s = self._failed.get(uid, -RETRY_S) + RETRY_S - self._clock()
-        if wait_s > 0:
-            return Reading(None, wait_s)
+        refusal = self._failed.get(uid)
+        if refusal is not None and self._clock() < refusal.ask_again_at:
+            return Reading(None, refusal.ask_again_at - self._clock())
         report = await self._fetch(model, pod)
         if report is None:
-            self._failed[uid] = self._clock()
+            retry_s = min(MAX_RETRY_S, 2 * refusal.retry_s) if refusal else FIRST_RETRY_S
+            self._failed[uid] = _Refusal(self._clock() + retry_s, retry_s)
             _trim(self._failed)
-            return Reading(None, RETRY_S)
+            return Reading(None, retry_s)
         self._failed.pop(uid, None)
         self._kept[uid] = report
         _trim(self._kept)
