@@ -44,7 +44,7 @@ VALIDATE_EXAMPLES = """
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code."""
-    options = _make_parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         return int(options.call(options))
     except KeyboardInterrupt:
@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 141  # 128 + SIGPIPE
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; docs/generate_reference.py makes the manual from it."""
     parser = argparse.ArgumentParser(
         prog="torchmodel",
         description="Serve a PyTorch checkpoint from a TorchModel manifest on this machine, ask it, check manifests.",
