@@ -317,7 +317,7 @@ class ControlPlane:
         raise TimeoutError(f"waited {START_TIMEOUT_S:.0f} s for {what}: {last}")
 
     def _is_established(self, crd_path: str) -> bool:
-        conditions = self.api.request("GET", crd_path).get("status", {}).get("conditions", [])
+        conditions = self.api.request("GET", crd_path).get("status", {}).get("conditions") or []  # null at first
         return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
     def _tls(self, *, with_client: bool) -> ssl.SSLContext:
