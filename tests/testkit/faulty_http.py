@@ -141,6 +141,7 @@ class FaultyServer:
         self._tls = tls
         self._files: dict[str, _File] = {}
         self._released = asyncio.Event()
+        self._moved = asyncio.Event()
         self._runner: web.ServerRunner | None = None
         self.port = 0
         self.requests: list[Seen] = []
@@ -155,6 +156,12 @@ class FaultyServer:
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         """URL of a path; `host="localhost"` is another origin with the same server behind it."""
         return f"{'https' if self._tls else 'http'}://{host}:{self.port}{path}"
+
+    async def sent(self, total_bytes: int) -> None:
+        """Wait until so many bytes of bodies have been sent in all."""
+        while self.bytes_sent < total_bytes:
+            self._moved.clear()
+            await self._moved.wait()
 
     async def __aenter__(self) -> FaultyServer:
         self._runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0.1)
@@ -222,6 +229,7 @@ class FaultyServer:
             piece = body[place : min(place + PIECE_BYTES, limit)]
             await response.write(piece)
             self.bytes_sent += len(piece)
+            self._moved.set()
             if isinstance(fault, Slow):
                 await asyncio.sleep(len(piece) / fault.bytes_per_second)
         if isinstance(fault, Stall):

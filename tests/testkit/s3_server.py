@@ -28,6 +28,8 @@ from urllib.parse import quote
 
 REGION = "us-east-1"
 START_LIMIT_S = 60.0
+STOP_LIMIT_S = 1.0
+"""An orderly stop takes SeaweedFS 10 s and more, and nobody needs its data afterwards."""
 
 
 class S3Server:
@@ -131,7 +133,7 @@ class S3Server:
         if self._process:
             self._process.terminate()
             try:
-                self._process.wait(10)
+                self._process.wait(STOP_LIMIT_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

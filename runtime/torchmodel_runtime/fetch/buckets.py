@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from obstore import GetOptions, GetResult
     from obstore.store import ClientConfig, S3Config
 
-CHUNK_BYTES = 1 << 20
-"""What is lost at most when a stream is cut; obstore's default is 10 MiB."""
+CHUNK_BYTES = 1 << 19
+"""A chunk that is not full is lost with a cut; obstore's default is 10 MiB. Half of this costs a quarter of the speed."""
 DEFAULT_REGION = "us-east-1"
 """What MinIO, SeaweedFS and others sign with when none is set, and AWS's own default."""
 TRANSFER_LIMIT = timedelta(days=1)
@@ -176,6 +176,8 @@ def _store_config(credentials: Credentials, endpoint: str, region: str) -> S3Con
         "virtual_hosted_style_request": False,
         "skip_signature": not (credentials.access_key_id or credentials.has_workload_identity),
     }
+    # obstore puts this variable before `endpoint`
+    config["aws_endpoint_url_s3"] = endpoint
     if credentials.access_key_id:
         config["access_key_id"] = credentials.access_key_id
         config["secret_access_key"] = credentials.secret_access_key

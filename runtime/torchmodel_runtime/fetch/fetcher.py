@@ -159,6 +159,7 @@ async def _deliver_to_destination(
     destination = Path(config.destination)
     async with claim_workspace(destination / INCOMING_FOLDER, "checkpoint", wait=True) as workspace:
         if kept := await asyncio.to_thread(_find_kept, config, destination / location.name):
+            workspace.discard()
             return kept
         (destination / contract.RECEIPT_FILE).unlink(missing_ok=True)
         digest = await _receive(config, location.name, source, workspace, retry, meter)
@@ -172,13 +173,12 @@ async def _deliver_to_destination(
 
 
 def _find_kept(config: FetchConfig, path: Path) -> _Delivery | None:
-    """What an earlier run of the same config left, if it is still sound; only with a pinned digest, else it may be old."""
+    """What an earlier run left, if it has the pinned digest; without one it may be older than what the URI names now."""
+    if config.sha256 is None or not path.exists():
+        return None
     try:
-        receipt = msgspec.json.decode((Path(config.destination) / contract.RECEIPT_FILE).read_bytes(), type=Receipt)
-        if config.sha256 != receipt.sha256 or redact_uri(config.uri) != receipt.uri or receipt.path != path.name:
-            return None
         digest = hash_disk(path)
-    except (FileNotFoundError, msgspec.DecodeError, FetchError):
+    except (FetchError, FileNotFoundError):
         return None
     return _Delivery(path, digest, is_cached=True) if digest.sha256 == config.sha256 else None
 
