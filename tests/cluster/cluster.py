@@ -249,6 +249,7 @@ def _start_node(folder: Path) -> Cluster:
             _clean(folder)
             raise ClusterError("the node did not become Ready\n" + "\n".join(tails))
         time.sleep(0.1)
+    node.returncode = 0  # it outlives this process on purpose, so its end is not to be waited for
     return cluster
 
 

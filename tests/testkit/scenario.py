@@ -44,21 +44,12 @@ def start_store(cluster: Cluster, folder: Path, namespace: str) -> Background:
     s3-read in the namespace. The server runs until it is stopped or the cluster ends.
     """
     keys = {"access": "reader", "secret": "secret-of-the-reader"}
-    uploads = [f"{ROOT}/examples/{name}/{file}=models/{name}/{file}" for name, file in CHECKPOINTS.items()]
+    uploads = [f"--upload={ROOT}/examples/{name}/{file}={name}/{file}" for name, file in CHECKPOINTS.items()]
     argv = [sys.executable, "-m", "testkit.s3_server", "--host", NODE_ADDRESS, "--port", str(S3_PORT)]
-    argv += [
-        "--data",
-        str(folder),
-        "--access-key",
-        keys["access"],
-        "--secret-key",
-        keys["secret"],
-        "--upload",
-        *uploads,
-    ]
+    argv += ["--data", str(folder), f"--access-key={keys['access']}", f"--secret-key={keys['secret']}", *uploads]
     log = folder / "server.log"
     server = cluster.start(argv, log=log, env={"PYTHONPATH": str(ROOT / "tests")})
-    wait_for(lambda: "ready" in log.read_text() or not server.is_running(), 90, f"the S3 server is ready, see {log}")
+    wait_for(lambda: "endpoint" in log.read_text() or not server.is_running(), 90, f"the S3 server is ready, see {log}")
     if not server.is_running():
         raise AssertionError(log.read_text())
     values = {
