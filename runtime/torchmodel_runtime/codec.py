@@ -11,6 +11,7 @@ and JavaScript's JSON.stringify write them: one masked logit must not cost the c
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -259,7 +260,7 @@ _media_decoder = msgspec.json.Decoder(list[str | _Base64])
 
 
 def _is_b64(row: msgspec.Raw) -> bool:
-    return b'"b64"' in bytes(row)[:16].replace(b" ", b"")
+    return re.match(rb'\s*\{\s*"b64"\s*:', bytes(row)) is not None
 
 
 # --- shared by all dialects ---

@@ -43,24 +43,22 @@ def start_model(config: ServerConfig, threads: int, on_stage: Callable[[str], No
 
 
 def _start(config: ServerConfig, threads: int, clock: _StageClock) -> LoadedModel:
+    clock.begin("load")
+    checkpoint = artifacts.locate(Path(config.checkpoint_folder), config.checkpoint_format)
+    task = make_task(config.task, config.signature, checkpoint.folder)
+
     clock.begin("import")
     from torchmodel_runtime.engine import architecture, forward, proof, weights
 
     forward.configure_thread(threads)
-
-    clock.begin("load")
     device = forward.choose_device(config.serving.device)
-    checkpoint = artifacts.locate(Path(config.checkpoint_folder), config.checkpoint_format)
-    task = make_task(config.task, config.signature, checkpoint.folder)
-    state = weights.read_state_dict(checkpoint, config.checkpoint_key)
-
-    clock.begin("import")
     build = architecture.resolve(
         config.architecture, config.code, checkpoint.folder, config.security.allow_code_execution
     )
 
     clock.begin("load")
     try:
+        state = weights.read_state_dict(checkpoint, config.checkpoint_key)
         module = weights.load_module(build, state).to(device)
         engine = forward.Engine(module, device, task.call, config.serving.batching.max_size)
 

@@ -1,6 +1,6 @@
 """A start that cannot work: exit code, termination log, and what it tells the reader. One real process for each kind.
 
-That each defect is told apart is tested in tests/unit; here the processes run side by side, to be quick.
+That each defect is told apart is tested in tests/unit/test_runtime_startup.py, without a process for each.
 """
 
 from __future__ import annotations
@@ -12,38 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from testkit.models import linear_config, mlp_config, save_linear, save_mlp, write_receipt
+from testkit.models import linear_config, save_linear, write_receipt
 from testkit.runtime_process import RuntimeProcess
 from torchmodel_runtime.config import (
     EXIT_PERMANENT,
     EXIT_RETRYABLE,
     Architecture,
     Failure,
-    Security,
     ServerConfig,
-    Serving,
 )
 
 
 def no_receipt(folder: Path) -> ServerConfig:
-    return linear_config(folder)
-
-
-def damaged_file(folder: Path) -> ServerConfig:
-    (folder / "w.pth").write_bytes(b"\x00" * 100)
-    write_receipt(folder, "w.pth")
-    return linear_config(folder)
-
-
-def legacy_pickle(folder: Path) -> ServerConfig:
-    torch.save({"weight": torch.zeros(1)}, folder / "w.pth", _use_new_zipfile_serialization=False)
-    write_receipt(folder, "w.pth")
-    return linear_config(folder)
-
-
-def whole_module(folder: Path) -> ServerConfig:
-    torch.save(torch.nn.Linear(10, 1), folder / "w.pth")
-    write_receipt(folder, "w.pth")
     return linear_config(folder)
 
 
@@ -58,27 +38,10 @@ def other_sizes(folder: Path) -> ServerConfig:
     return linear_config(folder)
 
 
-def unknown_kwarg(folder: Path) -> ServerConfig:
-    save_linear(folder)
-    return linear_config(
-        folder, architecture=Architecture(entrypoint="torch.nn:Linear", kwargs={"in_feature": 10, "out_features": 1})
-    )
-
-
-def code_not_allowed(folder: Path) -> ServerConfig:
-    save_mlp(folder)
-    return mlp_config(folder, security=Security())
-
-
 def os_system(folder: Path) -> ServerConfig:
     save_linear(folder)
     kwargs = {"command": f"touch {folder / 'ran'}"}
     return linear_config(folder, architecture=Architecture(entrypoint="os:system", kwargs=kwargs))
-
-
-def no_gpu(folder: Path) -> ServerConfig:
-    save_linear(folder)
-    return linear_config(folder, serving=Serving(device="cuda"))
 
 
 def other_outputs(folder: Path) -> ServerConfig:
@@ -90,18 +53,11 @@ def other_outputs(folder: Path) -> ServerConfig:
 
 CASES: dict[Callable[[Path], ServerConfig], tuple[int, str, str, str]] = {
     no_receipt: (EXIT_RETRYABLE, "CheckpointNotFound", "receipt.json does not exist", "fetcher"),
-    damaged_file: (EXIT_PERMANENT, "CheckpointInvalid", "begins with 00 00", "torch.save(model.state_dict()"),
-    legacy_pickle: (EXIT_PERMANENT, "CheckpointInvalid", "torch.save used before 1.6", "weights_only=True"),
-    whole_module: (EXIT_PERMANENT, "CheckpointInvalid", "torch.nn.modules.linear.Linear", "model.state_dict()"),
     nested: (EXIT_PERMANENT, "CheckpointInvalid", "epoch", "spec.checkpoint.key: model_state_dict"),
     other_sizes: (EXIT_PERMANENT, "StateDictMismatch", "weight: expected [1, 10], found [1, 12]", "kwargs"),
-    unknown_kwarg: (EXIT_PERMANENT, "ArchitectureInvalid", "'in_feature'", "in_feature -> in_features"),
-    code_not_allowed: (EXIT_PERMANENT, "CodeExecutionNotAllowed", "allowCodeExecution is false", "trust"),
     os_system: (EXIT_PERMANENT, "CodeExecutionNotAllowed", "os:system is neither", "Name the class"),
     other_outputs: (EXIT_PERMANENT, "WarmUpFailed", "declared shape [-1, 3], the module returned [1, 2]", "outputs"),
 }
-if not torch.cuda.is_available():
-    CASES[no_gpu] = (EXIT_PERMANENT, "DeviceUnavailable", "torch sees no GPU", "spec.resources.gpu")
 
 
 @pytest.fixture(scope="module")

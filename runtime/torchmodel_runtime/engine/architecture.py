@@ -43,6 +43,12 @@ def resolve(
 ) -> Callable[[], torch.nn.Module]:
     """A function that builds a fresh module on the current default device. Raises StartError."""
     module_name, _, path = architecture.entrypoint.partition(":")
+    if not allow_code and any(step == "from_pretrained" or step.startswith("_") for step in path.split(".")):
+        raise StartError(
+            CODE_NOT_ALLOWED,
+            f"architecture.entrypoint: {architecture.entrypoint} may fetch or run what is not in the checkpoint",
+            "Name the class itself; the weights come from spec.checkpoint.",
+        )
     if code is not None:
         if not allow_code:
             raise StartError(
@@ -54,7 +60,7 @@ def resolve(
         module = _import_source(module_name, code)
     else:
         module = _import_installed(module_name)
-    target = _find(module, path, architecture.entrypoint, allow_code)
+    target = _find(module, path, architecture.entrypoint)
     if not allow_code:
         _check_is_harmless(target, architecture.entrypoint)
     arguments = _config_arguments(target, folder)
@@ -136,7 +142,7 @@ def _line_of(error: BaseException, filename: str) -> int | None:
     return line
 
 
-def _find(module: types.ModuleType, path: str, entrypoint: str, allow_code: bool) -> Callable[..., Any]:
+def _find(module: types.ModuleType, path: str, entrypoint: str) -> Callable[..., Any]:
     """The attribute at a dotted path, which may not lead through another module."""
     found: Any = module
     for step in path.split("."):
@@ -156,12 +162,6 @@ def _find(module: types.ModuleType, path: str, entrypoint: str, allow_code: bool
             )
     if not callable(found):
         raise _invalid(f"architecture.entrypoint: {entrypoint} is not callable", "Name a class or a function.")
-    if not allow_code and (step == "from_pretrained" or step.startswith("_")):
-        raise StartError(
-            CODE_NOT_ALLOWED,
-            f"architecture.entrypoint: {entrypoint} may fetch or run what is not in the checkpoint",
-            "Name the class itself; the weights come from spec.checkpoint.",
-        )
     return typing.cast(Callable[..., Any], found)
 
 
@@ -218,19 +218,18 @@ def _check_arguments(target: Callable[..., Any], arguments: list[Any], architect
         signature = inspect.signature(target)
     except (TypeError, ValueError):
         return
+    parameters = signature.parameters
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    unknown = [] if takes_any else [name for name in architecture.kwargs if name not in parameters]
+    close = {name: difflib.get_close_matches(name, parameters, 1) for name in unknown}
+    hints = ", ".join(f"{name} -> {names[0]}" for name, names in close.items() if names)
     try:
         signature.bind(*arguments, **architecture.kwargs)
     except TypeError as error:
-        unknown = [name for name in architecture.kwargs if name not in signature.parameters]
-        hints = [
-            f"{name} -> {close[0]}"
-            for name in unknown
-            if (close := difflib.get_close_matches(name, signature.parameters, 1))
-        ]
-        hint = f" Did you mean {', '.join(hints)}?" if hints else ""
+        what = f"unknown {unknown}; {error}" if unknown else str(error)
         raise _invalid(
-            f"architecture.kwargs do not fit {architecture.entrypoint}: {error}",
-            f"The signature is {architecture.entrypoint}{signature}.{hint}",
+            f"architecture.kwargs do not fit {architecture.entrypoint}: {what}",
+            f"The signature is {architecture.entrypoint}{signature}." + (f" Did you mean {hints}?" if hints else ""),
         ) from None
 
 

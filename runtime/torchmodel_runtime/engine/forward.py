@@ -159,7 +159,8 @@ def choose_device(wanted: str) -> torch.device:
 def configure_thread(threads: int) -> None:
     """Settings of torch that hold for the calling thread; the engine's own, before anything else runs."""
     torch.set_num_threads(threads)
-    torch.set_num_interop_threads(1)
+    if torch.get_num_interop_threads() != 1:  # of the process; may be set once only
+        torch.set_num_interop_threads(1)
     torch.set_flush_denormal(True)  # denormals slow element-wise kernels five times
 
 

@@ -24,6 +24,8 @@ ROLLOFF = 0.94
 MAX_CHANNELS = 16
 MIN_RATE_HERTZ, MAX_RATE_HERTZ = 1000, 384_000
 BLOCK_FRAMES = 1 << 16
+PHASES_AT_ONCE = 1024
+"""Filters made by one call of numpy; more would only take memory."""
 
 
 def decode_audio(body: bytes, max_duration_s: float, where: str) -> tuple[np.ndarray, int]:
@@ -66,19 +68,21 @@ def resample(waveform: np.ndarray, from_hertz: int, to_hertz: int) -> np.ndarray
     padded = np.pad(waveform.astype(np.float32, copy=False), (half, half + down + 1))
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
     output = np.empty(length, np.float32)
-    for phase in range(min(up, length)):
-        # output number phase + n * up lies at input time phase * down / up + n * down
-        whole, fraction = divmod(phase * down, up)
-        count = len(range(phase, length, up))
-        rows = windows[whole::down][:count]
-        output[phase::up] = rows @ _make_filter(fraction / up, half, cutoff)
+    phases = min(up, length)
+    for first in range(0, phases, PHASES_AT_ONCE):
+        block = np.arange(first, min(first + PHASES_AT_ONCE, phases))
+        filters = _make_filters((block * down % up) / up, half, cutoff)
+        for phase, taps in zip(block.tolist(), filters, strict=True):
+            # output number phase + n * up lies at input time phase * down / up + n * down
+            rows = windows[phase * down // up :: down][: len(range(phase, length, up))]
+            output[phase::up] = rows @ taps
     return output
 
 
-def _make_filter(shift: float, half: int, cutoff: float) -> np.ndarray:
-    """Taps (2 * half + 1,) that give the sound's value `shift` samples after the middle one."""
-    times = np.arange(-half, half + 1) - shift
+def _make_filters(shifts: np.ndarray, half: int, cutoff: float) -> np.ndarray:
+    """Taps (shifts, 2 * half + 1) float32 that give the sound's value each shift (0 to 1 samples) after the middle one."""
+    times = np.arange(-half, half + 1) - shifts[:, None]
     window = np.i0(KAISER_BETA * np.sqrt(np.clip(1 - (times / half) ** 2, 0, 1))) / np.i0(KAISER_BETA)
     taps = cutoff * np.sinc(cutoff * times) * window
-    normed: np.ndarray = (taps / taps.sum()).astype(np.float32)  # a constant stays constant
+    normed: np.ndarray = (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)  # a constant stays constant
     return normed

@@ -119,22 +119,23 @@ def find_segments(probabilities: np.ndarray, duration_s: float, options: Speech)
     minSilenceMilliseconds, dropped when shorter than minSpeechMilliseconds, then padded at both ends; neighbours that
     would overlap by padding meet in the middle.
     """
-    window_s = options.window_samples / options.sample_rate_hertz
-    runs: list[list[float]] = []
+    rate = options.sample_rate_hertz
+    length = round(duration_s * rate)
+    runs: list[list[int]] = []  # in samples: sums of whole numbers are exact
     for first, last in _find_runs(probabilities, options.threshold):
-        start_s, end_s = first * window_s, min(last * window_s, duration_s)
-        if runs and start_s - runs[-1][1] < options.min_silence_milliseconds / 1000:
-            runs[-1][1] = end_s
+        start, end = first * options.window_samples, min(last * options.window_samples, length)
+        if runs and (start - runs[-1][1]) * 1000 < options.min_silence_milliseconds * rate:
+            runs[-1][1] = end
         else:
-            runs.append([start_s, end_s])
-    runs = [run for run in runs if run[1] - run[0] >= options.min_speech_milliseconds / 1000]
-    padding_s = options.padding_milliseconds / 1000
+            runs.append([start, end])
+    runs = [run for run in runs if (run[1] - run[0]) * 1000 >= options.min_speech_milliseconds * rate]
+    padding = options.padding_milliseconds * rate / 1000
     segments = []
-    for index, (start_s, end_s) in enumerate(runs):
-        lowest = (runs[index - 1][1] + start_s) / 2 if index else 0.0
-        highest = (end_s + runs[index + 1][0]) / 2 if index + 1 < len(runs) else duration_s
-        segment = Segment(round(max(start_s - padding_s, lowest), 3), round(min(end_s + padding_s, highest), 3))
-        segments.append(segment)
+    for index, (start, end) in enumerate(runs):
+        lowest = (runs[index - 1][1] + start) / 2 if index else 0
+        highest = (end + runs[index + 1][0]) / 2 if index + 1 < len(runs) else length
+        first_s, last_s = max(start - padding, lowest) / rate, min(end + padding, highest) / rate
+        segments.append(Segment(round(first_s, 3), round(last_s, 3)))
     return segments
 
 
