@@ -161,7 +161,7 @@ async def test_sigterm_ends_it_and_the_next_run_goes_on(server, fetcher, tmp_pat
 
 @pytest.mark.parametrize("cache", [False, True], ids=["into the destination", "into a cache"])
 async def test_killed_at_any_moment_it_leaves_a_verified_file_or_a_clean_retry(server, fetcher, tmp_path, cache):
-    server.serve("/m.pth", CONTENT, always=faulty.Slow(10_000_000))
+    server.serve("/m.pth", CONTENT, always=faulty.Slow(20_000_000))
     out, store = tmp_path / "out", tmp_path / "cache"
     fields = {"uri": server.url("/m.pth"), "sha256": SHA256, "destination": str(out)}
     fields |= {"cache": str(store)} if cache else {}
