@@ -95,10 +95,11 @@ class ServerProcess:
 
 
 def loud_text(line: str) -> str:
-    """A log line as a person sees it: warnings and worse, the rest is empty."""
+    """A log line as a person sees it: warnings and worse, the rest is empty; a Failure is shown once, at the end."""
     try:
         record = json.loads(line)
         level = record["level"]
     except (ValueError, KeyError, TypeError):
         return ""
-    return f"{level}: {record.get('message', '')}" if level in LOUD_LEVELS else ""
+    is_loud = level in LOUD_LEVELS and "nextStep" not in record
+    return f"{level}: {record.get('message', '')}" if is_loud else ""
