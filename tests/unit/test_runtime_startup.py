@@ -260,7 +260,7 @@ def architecture(entrypoint: str, **kwargs: Any) -> Architecture:
         (architecture("no_such_package:Net"), "ArchitectureInvalid", "no module 'no_such_package'", "source"),
         (architecture("torch.nn:Linnear"), "ArchitectureInvalid", "has no 'Linnear'", "Linear"),
         (architecture("torch:nn.Linear"), "ArchitectureInvalid", "leads through the module torch.nn", "torch.nn:"),
-        (architecture("torch:__version__"), "ArchitectureInvalid", "not callable", "class"),
+        (architecture("torch:float32"), "ArchitectureInvalid", "not callable", "class"),
         (
             architecture("torch.nn:Linear", in_feature=1, out_features=1),
             "ArchitectureInvalid",
