@@ -74,6 +74,8 @@ class ChildRecord(NamedTuple):
     content_hash: str
     """Hash of all that is neither status nor the server's own metadata: it changes when somebody edits the object."""
     is_deleting: bool
+    is_watched: bool
+    """It bears the label that the watches ask for; without it, events tell nothing of it."""
     deployment: DeploymentFacts | None
 
 
@@ -154,6 +156,7 @@ def observe_child(body: Json) -> ChildRecord:
         applied_hash=metadata.get("annotations", {}).get(names.ANNOTATION_APPLIED_HASH, ""),
         content_hash=_content_hash(body),
         is_deleting="deletionTimestamp" in metadata,
+        is_watched=metadata.get("labels", {}).get(names.LABEL_MANAGED_BY) == names.OPERATOR,
         deployment=_observe_deployment(body) if body["kind"] == "Deployment" else None,
     )
 

@@ -47,7 +47,7 @@ from torchmodel_operator.status import Facts, derive_status, is_same, parse_stat
 
 RESYNC_S = 36_000.0
 """Every model is looked at again about this often, should an event ever be lost."""
-REFUSED_RETRY_S = 30.0
+REFUSED_RETRY_S = 15.0
 """What the API server refused is tried again this often: the cause lies outside the TorchModel, so no event will tell."""
 MAX_EVENT_LOOKUPS = 3
 """Pods of one model whose Events are read in one round."""
@@ -179,7 +179,8 @@ async def find_child(manifest: manifests.Manifest, world: World) -> ChildRecord 
     found = observe_child({"kind": manifest["kind"], **body})
     if found.is_deleting:
         raise KubeError(f"{manifest['kind']} {metadata['name']} is still being deleted", status=409)
-    world.ledger.put(found)
+    if found.is_watched:
+        world.ledger.put(found)
     return found
 
 
@@ -267,7 +268,8 @@ async def apply_status(record: ModelRecord, status: TorchModelStatus, world: Wor
 
 
 def _is_as_applied(manifest: manifests.Manifest, child: ChildRecord, world: World) -> bool:
-    return child.applied_hash == manifests.applied_hash_of(manifest) and not world.ledger.is_drifted(child)
+    is_applied = child.is_watched and child.applied_hash == manifests.applied_hash_of(manifest)
+    return is_applied and not world.ledger.is_drifted(child)
 
 
 def _unwished(

@@ -294,7 +294,8 @@ def test_a_restart_with_50_models_writes_nothing_and_a_killed_leader_is_replaced
     cluster.create("after")
     cluster.wait_for_reason("after", "Serving")
     assert time.monotonic() - killed_at < 30
-    assert [write for write in cluster.operator_writes()[len(writes) :] if "after" not in write] == []
+    for_others = [write for write in cluster.operator_writes()[len(writes) :] if "after" not in write]
+    assert for_others in ([], ["create /apis/events.k8s.io/v1/namespaces/default/events"])  # that it serves
 
 
 def test_sigterm_hands_the_lease_over_at_once(cluster: Cluster) -> None:

@@ -176,6 +176,27 @@ async def test_an_object_of_somebody_else_is_never_taken_over(kind: str) -> None
     assert f"kubectl delete {kind.lower()} flowers -n default" in message
 
 
+async def test_a_name_that_is_free_again_is_taken() -> None:
+    cluster = Cluster()
+    cluster.kube.add({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "flowers", "namespace": "default"}})
+    again_s = await cluster.reconcile()
+    assert again_s is not None
+    assert again_s <= 15
+    cluster.kube.remove("Service", "default", "flowers")
+    await cluster.reconcile()
+    assert cluster.condition("Stalled")[0] == "False"
+
+
+async def test_a_label_that_was_taken_away_comes_back() -> None:
+    cluster = Cluster()
+    await cluster.reconcile()
+    service = cluster.kube.objects["Service", "default", "flowers"]
+    del service["metadata"]["labels"][names.LABEL_MANAGED_BY]
+    cluster.restart()
+    await cluster.reconcile()
+    assert cluster.kube.writes == [("apply", "Service", "flowers")]
+
+
 async def test_children_of_a_deleted_namesake_are_waited_for() -> None:
     cluster = Cluster()
     await cluster.reconcile()
