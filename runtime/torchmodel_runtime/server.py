@@ -161,6 +161,10 @@ class Server:
             raise errors.unavailable("the server is shutting down")
         if self._model is None or self._batcher is None:
             raise errors.unavailable(f"model {self._config.name!r} is still loading")
+        max_rows = self._config.serving.queue.max_rows
+        if self._in_flight > max_rows + self._model.max_batch_rows:
+            # more than queue and batch can hold, were each one row: refuse before the body is read and decoded
+            raise errors.queue_full(max_rows, max_rows, retry_after_s=1)
         return self._model, self._batcher
 
     async def _read(self, request: web.Request) -> bytes:

@@ -64,8 +64,10 @@ CASES: dict[Callable[[Path], ServerConfig], tuple[int, str, str, str]] = {
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[int, Failure | None, str, Path]]]:
     """Every case's exit code, failure, log and folder; two processes at a time."""
 
+    folders = {make_config: tmp_path_factory.mktemp(make_config.__name__) for make_config in CASES}
+
     def run(make_config: Callable[[Path], ServerConfig]) -> tuple[str, tuple[int, Failure | None, str, Path]]:
-        folder = tmp_path_factory.mktemp(make_config.__name__)
+        folder = folders[make_config]
         with RuntimeProcess(make_config(folder)) as server:
             code = server.wait_exit(90)
             return make_config.__name__, (code, server.failure(), server.log, folder)
