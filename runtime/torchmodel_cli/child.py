@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import ctypes
 import json
 import os
 import signal
@@ -22,6 +23,9 @@ KEPT_LINES = 20
 """Last lines of a server that died without a Failure; a traceback's end is what one needs."""
 
 LOUD_LEVELS = ("warning", "error", "critical")
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal a process gets when its parent dies."""
 
 
 class ServerProcess:
@@ -46,6 +50,7 @@ class ServerProcess:
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         assert self._process.stderr is not None  # noqa: S101 - PIPE was asked for above
         self._reader = threading.Thread(target=self._read_logs, args=(self._process.stderr,), daemon=True)
@@ -92,6 +97,11 @@ class ServerProcess:
             text = line if self._is_verbose else loud_text(line)
             if text:
                 print(text, file=sys.stderr, flush=True)
+
+
+def _end_with_parent() -> None:
+    """Runs in the child before the server does: when `torchmodel run` is killed, the server drains and goes with it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def loud_text(line: str) -> str:

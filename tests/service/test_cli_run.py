@@ -138,6 +138,21 @@ def test_a_server_that_is_killed_is_reported(tmp_path: Path) -> None:
     assert "the server ended with SIGKILL (out of memory is the usual cause)" in served.output
 
 
+def test_no_server_is_left_behind_when_the_command_is_killed(tmp_path: Path) -> None:
+    with LocalRun(write_manifest(tmp_path), tmp_path) as served:
+        url = served.wait_url()
+        served.process.kill()
+        served.wait_end()
+    limit_s = time.monotonic() + 20
+    while time.monotonic() < limit_s:
+        try:
+            urlopen(f"{url}/v2/health/live", timeout=1).close()
+        except OSError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the server still answers")
+
+
 def test_code_comes_from_a_config_map_in_the_same_file(tmp_path: Path) -> None:
     manifest = write_manifest(
         tmp_path,
