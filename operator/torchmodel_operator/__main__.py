@@ -83,7 +83,7 @@ class Operator:
         for task in done:
             if (error := task.exception()) is not None:
                 log.error("ended by an error", exc_info=error)
-        await self._finish(workers)
+        await self._finish(workers, FINISH_S if code == 0 else 0.0)
         election.cancel()
         await asyncio.gather(election, return_exceptions=True)
         await self.elector.release()
@@ -109,10 +109,10 @@ class Operator:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stopping.set)
 
-    async def _finish(self, workers: list[asyncio.Task[None]]) -> None:
-        """Let the rounds under way end, start no more."""
+    async def _finish(self, workers: list[asyncio.Task[None]], patience_s: float) -> None:
+        """Let the rounds under way end, start no more. Without the lease there is no patience: another replica writes."""
         self.leading.clear()
-        deadline = time.monotonic() + FINISH_S
+        deadline = time.monotonic() + patience_s
         while self.queue.is_processing and time.monotonic() < deadline:  # noqa: ASYNC110  once, at the end
             await asyncio.sleep(0.05)
         for worker in workers:

@@ -98,24 +98,28 @@ class Elector:
             await asyncio.sleep(RETRY_S)
         log.info("leading", extra={"identity": self._identity})
         leading.set()
-        while not self.is_lost():
-            await asyncio.sleep(RETRY_S)
-            await self.attempt()
+        while (left_s := self.seconds_left()) > 0:
+            await asyncio.sleep(min(RETRY_S, left_s))
+            await self.attempt(max(0.0, self.seconds_left()))
         leading.clear()
         self._renewed_at = None
         log.error("the lease was lost", extra={"identity": self._identity})
 
-    async def attempt(self) -> bool:
+    async def attempt(self, timeout_s: float = CALL_TIMEOUT_S) -> bool:
         """One round: read, decide, write. True when the Lease is held now; any error counts as a round that failed."""
         try:
-            return await asyncio.wait_for(self._round(), CALL_TIMEOUT_S)
+            return await asyncio.wait_for(self._round(), min(timeout_s, CALL_TIMEOUT_S))
         except (KubeError, asyncio.TimeoutError, TimeoutError) as error:
-            log.warning("lease: %s", error or "no answer in time")
+            log.warning("lease: %s", str(error) or "no answer in time")
             return False
+
+    def seconds_left(self) -> float:
+        """How long this replica may lead without another renewal; 0 or less when somebody else may lead soon."""
+        return -1.0 if self._renewed_at is None else self._renewed_at + RENEW_DEADLINE_S - self._clock()
 
     def is_lost(self) -> bool:
         """True when the last renewal is too long ago to be sure that nobody else leads."""
-        return self._renewed_at is None or self._clock() - self._renewed_at > RENEW_DEADLINE_S
+        return self.seconds_left() <= 0
 
     async def release(self) -> None:
         """Give the Lease up, so that another replica takes it at once. Errors are logged: it runs out by itself."""
@@ -125,7 +129,7 @@ class Elector:
         try:
             await asyncio.wait_for(self._write("", self._observation.transitions), CALL_TIMEOUT_S)
         except (KubeError, asyncio.TimeoutError, TimeoutError) as error:
-            log.warning("lease: not released: %s", error or "no answer in time")
+            log.warning("lease: not released: %s", str(error) or "no answer in time")
 
     async def _round(self) -> bool:
         began = self._clock()

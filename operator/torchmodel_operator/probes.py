@@ -6,7 +6,7 @@ Ready: the ledger is filled and every watch has begun; a standby is ready too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -20,15 +20,19 @@ class Vitals:
     """What the probes judge and the metrics show."""
 
     clock: Callable[[], float]
-    kinds: Iterable[str]
+    kinds: Sequence[str]
     """Plurals of the watched kinds."""
     is_filled: bool = False
-    stream_at: dict[str, float] = field(default_factory=dict)
+    stream_at: dict[str, float] = field(init=False)
     """When each plural had its last list or watch request (monotonic)."""
     watching: set[str] = field(default_factory=set)
     """Plurals whose watch has begun."""
     reconciles: dict[str, int] = field(default_factory=dict)
     """Rounds by outcome."""
+
+    def __post_init__(self) -> None:
+        """A watch that never begins counts as silent from the start."""
+        self.stream_at = {kind: self.clock() for kind in self.kinds}
 
     def note_request(self, path: str, is_watch: bool) -> None:
         """kopf sends a list or watch request."""
@@ -44,7 +48,7 @@ class Vitals:
     def silent_kinds(self) -> list[str]:
         """Plurals whose watch seems dead."""
         now = self.clock()
-        return [kind for kind in self.kinds if now - self.stream_at.get(kind, now) > STREAM_SILENCE_S]
+        return [kind for kind in self.kinds if now - self.stream_at[kind] > STREAM_SILENCE_S]
 
     def missing_kinds(self) -> list[str]:
         """Plurals that are not watched yet."""

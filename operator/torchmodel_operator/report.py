@@ -84,8 +84,8 @@ async def _read_capped(content: aiohttp.StreamReader) -> bytes:
 class HttpReports:
     """Reports over HTTP, straight from pod addresses."""
 
-    def __init__(self, session: aiohttp.ClientSession, clock: Callable[[], float]) -> None:
-        self._session, self._clock = session, clock
+    def __init__(self, session: aiohttp.ClientSession, clock: Callable[[], float], port: int = HTTP_PORT) -> None:
+        self._session, self._clock, self._port = session, clock, port
         self._kept: dict[str, ModelReport] = {}
         self._failed: dict[str, _Refusal] = {}
 
@@ -112,7 +112,7 @@ class HttpReports:
 
     async def _fetch(self, model: str, pod: PodFacts) -> ModelReport | None:
         host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
-        url = f"http://{host}:{HTTP_PORT}/v2/models/{model}"
+        url = f"http://{host}:{self._port}/v2/models/{model}"
         try:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
             async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:

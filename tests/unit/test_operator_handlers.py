@@ -16,11 +16,11 @@ from testkit.manifests import a_pod, a_stored_model
 from torchmodel_operator.errors import KubeError
 from torchmodel_operator.handlers import Desk, make_registry, make_settings, on_change, on_child_change, work
 from torchmodel_operator.ledger import Ledger
-from torchmodel_operator.observed import Key, PodFacts, observe, observe_pod
+from torchmodel_operator.observed import Key, PodFacts, observe
 from torchmodel_operator.probes import STREAM_SILENCE_S, Vitals, make_app
 from torchmodel_operator.reconcile import World
 from torchmodel_operator.recorder import Recorder
-from torchmodel_operator.report import Reading, choose_pod, parse_report
+from torchmodel_operator.report import Reading
 from torchmodel_operator.resync import RELIST_SETTLE_S, Resync
 from torchmodel_operator.settings import OperatorSettings
 from torchmodel_operator.workqueue import WorkQueue
@@ -178,28 +178,3 @@ async def test_probes() -> None:
         assert await ask("/healthz") == (503, "no watch of torchmodels\n")
         assert await ask("/metrics") == (200, "torchmodel_operator_leading 1.0\n")
     assert isinstance(app, web.Application)
-
-
-def test_the_pod_that_is_asked_for_its_report_is_always_the_same() -> None:
-    pods = [
-        observe_pod(a_pod("c", created="2026-01-01T00:00:05Z", is_ready=True)),
-        observe_pod(a_pod("b", is_ready=True)),
-        observe_pod(a_pod("a")),
-        observe_pod(a_pod("d", is_ready=True)),
-    ]
-    for order in (pods, pods[::-1]):
-        chosen = choose_pod(order)
-        assert chosen is not None
-        assert chosen.identity.name == "b"
-    assert choose_pod([]) is None
-
-
-def test_a_report_of_a_newer_runtime_is_read() -> None:
-    data = (
-        b'{"name":"flowers","parameters":{"sha256":"'
-        + b"a" * 64
-        + b'","uri":"u","sizeBytes":1,"format":"f","device":"cpu",'
-        b'"loadSafety":"weights-only","coldStart":{"fetchSeconds":1,"importSeconds":1,"loadSeconds":1,"warmUpSeconds":1},'
-        b'"batching":{"enabled":true,"maxSize":2,"reason":""},"somethingNew":{"a":1}}}'
-    )
-    assert parse_report(data).sha256 == "a" * 64

@@ -116,3 +116,22 @@ async def test_any_failing_call_is_a_failed_round_and_in_the_end_the_lease_is_lo
     world.clock.now += RENEW_DEADLINE_S + 0.1
     assert not await leader.attempt()
     assert leader.is_lost()
+
+
+async def test_a_server_that_hangs_costs_the_lease_in_time() -> None:
+    """The calls do not fail, they never end: the leader still gives up before anybody may take over."""
+    world = World()
+    leader = Elector(world.kube, "system", "lease", "a", asyncio.get_running_loop().time)
+    leading = asyncio.Event()
+    task = asyncio.create_task(leader.run(leading))
+    await leading.wait()
+    assert leader.seconds_left() == pytest.approx(RENEW_DEADLINE_S, abs=0.5)
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    world.kube.get = hang  # type: ignore[assignment, method-assign]
+    leader._renewed_at = asyncio.get_running_loop().time() - RENEW_DEADLINE_S + 0.2
+    await asyncio.wait_for(task, 3)
+    assert not leading.is_set()
+    assert not leader.is_leading
