@@ -75,7 +75,7 @@ class Operator:
         election = asyncio.create_task(self.elector.run(self.leading))
         signalled = asyncio.create_task(self._await_signal(started))
         sweeping = asyncio.create_task(self.resync.run())
-        desk = Desk(self.ledger, self.queue, self.resync, self.vitals, self._make_session, self.configuration.host)
+        desk = Desk(self.ledger, self.queue, self._make_session, self.configuration.host)
         watching = asyncio.create_task(watch(desk, self.settings.namespaces, self.kopf_stop, started))
         ends: set[asyncio.Task[None]] = {election, signalled, watching, sweeping}
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -120,7 +120,7 @@ class Operator:
         await asyncio.gather(*workers, return_exceptions=True)
 
     def _make_session(self) -> aiohttp.ClientSession:
-        """A session for kopf: our TLS and the newest token on each request; it also tells the probes of each stream."""
+        """A session for kopf: our TLS and the newest token on each request; it also tells of each list and watch."""
 
         async def authorize(
             request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -129,7 +129,10 @@ class Operator:
             if setting:
                 request.headers["Authorization"] = setting["value"]
             if request.method == "GET":
-                self.vitals.note_request(request.url.path, "watch" in request.url.query)
+                plural, is_watch = request.url.name, "watch" in request.url.query
+                self.vitals.note_request(plural, is_watch)
+                if not is_watch:
+                    self.resync.note_relist(plural)
             return await handler(request)
 
         connector = aiohttp.TCPConnector(limit=0, ssl=self.client.rest_client.ssl_context)

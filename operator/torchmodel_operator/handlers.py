@@ -22,7 +22,7 @@ from torchmodel_operator.ledger import Ledger
 from torchmodel_operator.observed import Key, observe
 from torchmodel_operator.probes import Vitals
 from torchmodel_operator.reconcile import World, reconcile
-from torchmodel_operator.resync import CHILD_SELECTOR, Resync
+from torchmodel_operator.resync import CHILD_SELECTOR
 from torchmodel_operator.workqueue import WorkQueue
 
 COALESCE_S = 0.2
@@ -37,8 +37,6 @@ class Desk:
 
     ledger: Ledger
     queue: WorkQueue[Key]
-    resync: Resync
-    vitals: Vitals
     make_session: Callable[[], aiohttp.ClientSession]
     server: str
 
@@ -59,8 +57,6 @@ async def on_child_change(type: str | None, event: Any, memo: Desk, **_: Any) ->
 
 def _take_note(event_type: str | None, body: dict[str, Any], desk: Desk) -> Key | None:
     record = observe(body)
-    if event_type is None:
-        desk.resync.note_relist(record.identity.kind)
     return desk.ledger.remove(record) if event_type == "DELETED" else desk.ledger.put(record)
 
 

@@ -34,9 +34,8 @@ class Vitals:
         """A watch that never begins counts as silent from the start."""
         self.stream_at = {kind: self.clock() for kind in self.kinds}
 
-    def note_request(self, path: str, is_watch: bool) -> None:
+    def note_request(self, plural: str, is_watch: bool) -> None:
         """kopf sends a list or watch request."""
-        plural = path.rsplit("/", 1)[-1]
         self.stream_at[plural] = self.clock()
         if is_watch:
             self.watching.add(plural)

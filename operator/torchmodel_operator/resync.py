@@ -1,7 +1,7 @@
 """Lists of everything that is watched: at the start, so that work begins only with a full ledger, and again to find ghosts.
 
-kopf lists a kind again after its watch broke, yet never tells what is gone since. Run by `__main__`; `handlers` notes each
-relist here.
+kopf lists a kind again after its watch broke, yet never tells what is gone since; when all is gone it tells nothing at all.
+So the lists themselves are noted, by the session that `__main__` gives to kopf.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from torchmodel_operator import names
 from torchmodel_operator.errors import KubeError
-from torchmodel_operator.kube import BY_KIND, MODELS, WATCHED, KubeApi, Resource, list_all
+from torchmodel_operator.kube import MODELS, WATCHED, KubeApi, Resource, list_all
 from torchmodel_operator.ledger import Ledger
 from torchmodel_operator.observed import Key, observe
 
@@ -47,9 +47,9 @@ class Resync:
         self._relisted: dict[str, float] = {}
         self._swept_at = clock()
 
-    def note_relist(self, kind: str) -> None:
-        """An object came from a list instead of a watch: a relist of its kind is under way."""
-        self._relisted[kind] = self._clock()
+    def note_relist(self, plural: str) -> None:
+        """kopf asks for a list, or a further page of it."""
+        self._relisted[plural] = self._clock()
 
     async def fill(self) -> None:
         """Read everything once. Raises KubeError saying what is missing: the CRD, a right, the API server."""
@@ -70,21 +70,22 @@ class Resync:
         """Sweep each kind after its relists, and all of them now and then. Never returns."""
         while True:
             await asyncio.sleep(TICK_S)
-            for kind in self.due_kinds():
-                self._relisted.pop(kind, None)
+            for resource in self.due_resources():
+                self._relisted.pop(resource.plural, None)
                 try:
-                    await self.sweep(BY_KIND[kind])
+                    await self.sweep(resource)
                 except KubeError as error:
-                    log.warning("sweep put off", extra={"kind": kind, "error": error.message})
-                    self.note_relist(kind)
+                    log.warning("sweep put off", extra={"kind": resource.kind, "error": error.message})
+                    self.note_relist(resource.plural)
 
-    def due_kinds(self) -> list[str]:
+    def due_resources(self) -> list[Resource]:
         """The kinds to sweep now."""
         now = self._clock()
         if now - self._swept_at >= FULL_SWEEP_S:
             self._swept_at = now
-            return list(BY_KIND)
-        return [kind for kind, at in self._relisted.items() if now - at >= RELIST_SETTLE_S]
+            return list(WATCHED)
+        due = {plural for plural, at in self._relisted.items() if now - at >= RELIST_SETTLE_S}
+        return [resource for resource in WATCHED if resource.plural in due]
 
     async def sweep(self, resource: Resource) -> None:
         """List one kind, keep what is new, forget what is gone."""
@@ -99,7 +100,10 @@ class Resync:
                 record = observe(item)
                 seen.add((record.identity.namespace, record.identity.name))
                 changed.add(self._ledger.put(record))
-        changed |= self._ledger.sweep(resource.kind, seen, min(versions))
+        ghosts = self._ledger.sweep(resource.kind, seen, min(versions))
+        if ghosts:
+            log.info("forgot what is gone", extra={"kind": resource.kind, "models": sorted(map("/".join, ghosts))})
+        changed |= ghosts
         for key in changed:
             if key is not None:
                 self._touch(key)

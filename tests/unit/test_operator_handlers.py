@@ -15,13 +15,14 @@ from testkit.fake_kube import FakeKube
 from testkit.manifests import a_pod, a_stored_model
 from torchmodel_operator.errors import KubeError
 from torchmodel_operator.handlers import Desk, make_registry, make_settings, on_change, on_child_change, work
+from torchmodel_operator.kube import MODELS, WATCHED
 from torchmodel_operator.ledger import Ledger
 from torchmodel_operator.observed import Key, PodFacts, observe
 from torchmodel_operator.probes import STREAM_SILENCE_S, Vitals, make_app
 from torchmodel_operator.reconcile import World
 from torchmodel_operator.recorder import Recorder
 from torchmodel_operator.report import Reading
-from torchmodel_operator.resync import RELIST_SETTLE_S, Resync
+from torchmodel_operator.resync import FULL_SWEEP_S, RELIST_SETTLE_S, Resync
 from torchmodel_operator.settings import OperatorSettings
 from torchmodel_operator.workqueue import WorkQueue
 
@@ -39,7 +40,7 @@ class Parts:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.vitals = Vitals(lambda: self.now, ["torchmodels", "pods"])
         self.resync = Resync(self.kube, self.ledger, (), self.queue.add, lambda: self.now)
-        self.desk = Desk(self.ledger, self.queue, self.resync, self.vitals, lambda: None, "")  # type: ignore[arg-type, return-value]
+        self.desk = Desk(self.ledger, self.queue, lambda: None, "")  # type: ignore[arg-type, return-value]
         settings = OperatorSettings(runtime_image="runtime:1", lease_namespace="system", pod_name="operator-0")
         recorder = Recorder(self.kube, "operator-0", lambda: self.now)
         self.world = World(self.kube, self.ledger, NoReports(), recorder, settings, time.time)
@@ -120,19 +121,25 @@ async def test_a_failing_api_server_means_back_off_and_then_success() -> None:
     assert parts.vitals.reconciles["error"] >= 1
 
 
-async def test_a_ghost_is_found_after_a_relist() -> None:
+async def test_a_ghost_is_found_after_a_relist_even_if_it_was_the_last_of_its_kind() -> None:
     parts = Parts()
-    parts.add(a_stored_model("stays"))
-    parts.add(a_stored_model("ghost", uid="uid-ghost"))
+    parts.add(a_stored_model("ghost"))
     parts.kube.remove("TorchModel", "default", "ghost")
-    await on_change(type=None, event={"object": a_stored_model("stays")}, memo=parts.desk)
-    assert parts.resync.due_kinds() == []
+    parts.resync.note_relist("torchmodels")
+    assert parts.resync.due_resources() == []
     parts.now += RELIST_SETTLE_S
-    assert parts.resync.due_kinds() == ["TorchModel"]
-    parts.queue.take(0)
-    await parts.resync.fill()
+    assert parts.resync.due_resources() == [MODELS]
+    await parts.resync.sweep(MODELS)
     assert parts.ledger.get_model(Key("default", "ghost")) is None
-    assert parts.ledger.get_model(Key("default", "stays")) is not None
+    assert parts.queue.take(0) == Key("default", "ghost")
+
+
+async def test_everything_is_swept_now_and_then() -> None:
+    parts = Parts()
+    assert parts.resync.due_resources() == []
+    parts.now += FULL_SWEEP_S
+    assert parts.resync.due_resources() == list(WATCHED)
+    assert parts.resync.due_resources() == []
 
 
 @pytest.mark.parametrize(
@@ -168,13 +175,13 @@ async def test_probes() -> None:
 
         assert (await ask("/readyz"))[0] == 503
         parts.vitals.is_filled = True
-        parts.vitals.note_request("/api/v1/pods", is_watch=True)
+        parts.vitals.note_request("pods", is_watch=True)
         assert await ask("/readyz") == (503, "not watching torchmodels\n")
-        parts.vitals.note_request("/apis/x/v1/torchmodels", is_watch=True)
+        parts.vitals.note_request("torchmodels", is_watch=True)
         assert (await ask("/readyz"))[0] == 200
         assert (await ask("/healthz"))[0] == 200
         parts.now += STREAM_SILENCE_S + 1
-        parts.vitals.note_request("/api/v1/pods", is_watch=True)
+        parts.vitals.note_request("pods", is_watch=True)
         assert await ask("/healthz") == (503, "no watch of torchmodels\n")
         assert await ask("/metrics") == (200, "torchmodel_operator_leading 1.0\n")
     assert isinstance(app, web.Application)
