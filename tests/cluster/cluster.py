@@ -60,6 +60,8 @@ class Background:
                 break
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return self.process.wait()
 
     def __enter__(self) -> Background:

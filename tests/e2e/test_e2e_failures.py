@@ -33,7 +33,7 @@ def delete(cluster: Cluster, name: str) -> None:
         ),
         pytest.param(
             "no-file", set_at("checkpoint.uri", "s3://models/linear/absent.pth"),
-            "CheckpointNotFound", r"linear/absent\.pth", "uri", id="absent object",
+            "CheckpointNotFound", r"linear/absent\.pth", "URI", id="absent object",
         ),
         pytest.param(
             "missing-key", set_at("architecture", {"entrypoint": "torch.nn:Bilinear", "kwargs": {

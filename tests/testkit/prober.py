@@ -73,7 +73,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     options = parser.parse_args()
     result = asyncio.run(probe(options.url, options.body.read_bytes(), options.rate, options.seconds))
-    options.out.write_text(json.dumps(result))
+    unfinished = options.out.with_suffix(".part")
+    unfinished.write_text(json.dumps(result))
+    unfinished.rename(options.out)
 
 
 if __name__ == "__main__":

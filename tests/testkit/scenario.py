@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -137,6 +138,6 @@ def probing(cluster: Cluster, name: str, rate: float = 50, seconds: float = 240)
             time.sleep(1)  # some answers before the change begins
             yield result
             time.sleep(1)
-            prober.process.send_signal(signal.SIGTERM)
-            prober.process.wait(60)
+            os.killpg(prober.process.pid, signal.SIGTERM)  # the group: nsenter passes no signal on
+            wait_for(out.exists, 60, "the prober has written its result")
             result |= json.loads(out.read_text())

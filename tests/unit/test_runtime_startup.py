@@ -92,16 +92,21 @@ class Evil:
 
 INVALID: dict[str, tuple[Callable[[], Any], str, str]] = {
     "empty file": (lambda: b"", "is empty", "Upload"),
-    "random bytes": (lambda: b"\x01\x02\x03" * 30, "neither safetensors nor a zip", "save_file"),
+    "random bytes": (lambda: b"\x01\x02\x03" * 30, "neither safetensors nor a file of torch.save", "save_file"),
     "an error page": (lambda: b"<html>404</html>" * 3, "error page", "checkpoint.uri"),
     "a Git LFS pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer", "git lfs pull"),
     "a tar.gz": (lambda: b"\x1f\x8b" + b"0" * 50, "is an archive", "inside"),
-    "a pickle of before 1.6": (
-        lambda: saved_bytes(state(), _use_new_zipfile_serialization=False),
-        "used before 1.6",
-        "weights_only=True",
+    "an evil file of before 1.6": (
+        lambda: saved_bytes({"w": Evil()}, _use_new_zipfile_serialization=False),
+        "pickle",
+        "torch.save(model.state_dict()",
     ),
-    "a plain pickle": (lambda: pickle.dumps({"a": 1}), "is a pickle", "weights_only=True"),
+    "a cut file of before 1.6": (
+        lambda: saved_bytes(state(), _use_new_zipfile_serialization=False)[:-8],
+        "cannot be read",
+        "upload it again",
+    ),
+    "a plain pickle": (lambda: pickle.dumps({"a": 1}), "is a pickle", "torch.save(model.state_dict()"),
     "a cut zip": (lambda: saved_bytes(state())[:-30], "cannot be read", "upload it again"),
     "a deflated zip": (deflated, "is compressed", "torch.save"),
     "a zip that climbs": (lambda: zipped({"../data.pkl": b"x"}), "points outside", "torch.save"),
@@ -190,6 +195,13 @@ def test_formats_are_told_by_content(tmp_path: Path, name: str) -> None:
     with torch.inference_mode():
         np.testing.assert_allclose(answer(model, ROW), make_linear()(torch.tensor([ROW])), rtol=1e-6)
     assert model.report.format == ("safetensors" if "safetensors" in name else "state-dict")
+    assert model.report.load_safety == "weights-only"
+
+
+def test_a_file_from_before_torch_1_6_is_loaded(tmp_path: Path) -> None:
+    model = start(linear(tmp_path, saved_bytes(state(), _use_new_zipfile_serialization=False)))
+    with torch.inference_mode():
+        np.testing.assert_allclose(answer(model, ROW), make_linear()(torch.tensor([ROW])), rtol=1e-6)
     assert model.report.load_safety == "weights-only"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable
 from itertools import chain
 
@@ -33,12 +34,14 @@ def read_state_dict(checkpoint: Checkpoint, key: str) -> StateDict:
     state: StateDict = {}
     for file in checkpoint.files:
         try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            # files from before torch 1.6 are no zip and cannot be mapped; weights_only holds for both
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except pickle.UnpicklingError as error:
             raise _refuse_pickle(str(file), error) from error
         except Exception as error:  # torch.load raises many kinds for damaged files
             raise _invalid(
-                f"{file.name} cannot be read: {type(error).__name__}: {error}", RESAVE.format(name=file.name)
+                f"{file.name} cannot be read: {type(error).__name__}: {error}",
+                f"The file may be cut short or damaged: upload it again. {RESAVE.format(name=file.name)}",
             ) from error
         state.update(_select(loaded, key, file.name))
     size_bytes = sum(file.stat().st_size for file in checkpoint.files)
@@ -127,6 +130,8 @@ def _is_state_dict(value: object) -> bool:
 
 def _key_advice(loaded: object) -> str:
     """Which nested value looks like the state_dict."""
+    if _is_state_dict(loaded):
+        return "Remove spec.checkpoint.key: the file is itself the state_dict."
     candidates = list(_find_state_dicts(loaded))
     if len(candidates) == 1:
         return f"Add spec.checkpoint.key: {candidates[0]}: the file nests the weights there."

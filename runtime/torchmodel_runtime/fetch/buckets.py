@@ -165,7 +165,7 @@ class BucketSource:
             f"{place}: {known.get(code, 'not found')}",
             "Check the bucket's name and AWS_ENDPOINT_URL."
             if code == "NoSuchBucket"
-            else "Check the key; a folder's URI ends with a slash.",
+            else "Check the key in the URI; a folder's URI ends with a slash.",
         )
 
 
