@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## serve a real image model from its manifest and classify a photograph
 	$(BIN)/python examples/demo.py
 
-test: check $(STAMP)  ## everything that needs no root: checks, unit, hostile, service and api tests
+test: check $(STAMP)  ## everything that needs no root: checks, unit, service and api tests
 	$(BIN)/python -m pytest
 
 check: $(STAMP)  ## format, lint, types and import contracts
