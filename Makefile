@@ -22,7 +22,7 @@ demo: $(STAMP)  ## serve a real image model from its manifest and classify a pho
 	$(BIN)/python examples/demo.py
 
 test: check $(STAMP)  ## everything that needs no root: checks, unit, service and api tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)  ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -13,7 +13,14 @@ from testkit.local_run import command_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ("linear", "image", "text", "speech")
-PAGES = sorted([*ROOT.glob("docs/tutorials/*.md"), *ROOT.glob("docs/how-to/*.md"), *ROOT.glob("examples/**/README.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("docs/tutorials/*.md"),
+        *ROOT.glob("docs/how-to/*.md"),
+        *ROOT.glob("examples/README.md"),
+        *ROOT.glob("examples/*/README.md"),
+    ]
+)
 
 SAID = {
     "linear": ("[5.99", "[1.50", "linear: 8 rows, largest difference"),
