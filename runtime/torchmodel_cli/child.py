@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-from torchmodel_runtime.config import SERVER_CONFIG_VARIABLE, Failure, ServerConfig
-
-TERMINATION_LOG_VARIABLE = "TORCHMODEL_TERMINATION_LOG"
-"""docs/runtime-contract.md"""
+from torchmodel_runtime.config import SERVER_CONFIG_VARIABLE, TERMINATION_LOG_VARIABLE, Failure, ServerConfig
 
 KEPT_LINES = 20
 """Last lines of a server that died without a Failure; a traceback's end is what one needs."""

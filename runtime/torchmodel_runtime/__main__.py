@@ -24,19 +24,14 @@ from torchmodel_runtime.config import (
     EXIT_RETRYABLE,
     SERVER_CONFIG_VARIABLE,
     WARM_UP_FAILED,
-    Failure,
     ServerConfig,
 )
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.logs import configure_logs
 from torchmodel_runtime.quota import choose_threads, read_cpu_quota
+from torchmodel_runtime.termination import find_termination_log, write_termination_log
 
 logger = logging.getLogger("torchmodel_runtime")
-
-TERMINATION_LOG_VARIABLE = "TORCHMODEL_TERMINATION_LOG"
-DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
-TERMINATION_LOG_BYTES = 4000
-"""The kubelet keeps 4096 bytes of a container's termination message."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +58,10 @@ def read_environment(arguments: list[str]) -> Environment:
         logger.error("the configuration cannot be read: %s", error)
     return Environment(
         config_text=text,
-        termination_log=_find_termination_log(),
+        termination_log=find_termination_log(os.environ),
         threads_available=len(os.sched_getaffinity(0)),
         cpu_quota=read_cpu_quota(),
     )
-
-
-def _find_termination_log() -> Path | None:
-    """The file the kubelet reads; None where there is none and none was named."""
-    named = os.environ.get(TERMINATION_LOG_VARIABLE)
-    if named:
-        return Path(named)
-    return DEFAULT_TERMINATION_LOG if DEFAULT_TERMINATION_LOG.is_file() else None
 
 
 def parse_config(text: bytes) -> ServerConfig:
@@ -179,22 +166,7 @@ async def _load(config: ServerConfig, threads: int, worker):  # type: ignore[no-
 def report_failure(error: StartError, termination_log: Path | None) -> None:
     """Tell the operator (termination log) and the reader (log) why the start failed."""
     logger.error("the start failed", exc_info=error.__cause__, extra={"fields": msgspec.to_builtins(error.failure)})
-    if termination_log is not None:
-        try:
-            termination_log.write_bytes(encode_failure(error.failure))
-        except OSError as problem:
-            logger.warning("the termination log cannot be written: %s", problem)
-
-
-def encode_failure(failure: Failure) -> bytes:
-    """The failure as JSON of at most TERMINATION_LOG_BYTES; a message that is too long loses its middle."""
-    encoded = msgspec.json.encode(failure)
-    message = failure.message
-    while len(encoded) > TERMINATION_LOG_BYTES and len(message) > 20:
-        keep = (len(message) * 9 // 10) // 2
-        message = f"{message[:keep]} … {message[-keep:]}"
-        encoded = msgspec.json.encode(msgspec.structs.replace(failure, message=message))
-    return encoded
+    write_termination_log(error.failure, termination_log)
 
 
 def main() -> int:

@@ -15,6 +15,8 @@ from msgspec import Meta
 
 SERVER_CONFIG_VARIABLE = "TORCHMODEL_SERVER_CONFIG"
 FETCH_CONFIG_VARIABLE = "TORCHMODEL_FETCH_CONFIG"
+TERMINATION_LOG_VARIABLE = "TORCHMODEL_TERMINATION_LOG"
+"""Names the file for the last word of a process that the kubelet did not start: a `Receipt` or a `Failure`."""
 
 HTTP_PORT = 8080
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from torchmodel_runtime.__main__ import TERMINATION_LOG_BYTES, encode_failure, parse_config
+from torchmodel_runtime.__main__ import parse_config
 from torchmodel_runtime.config import Failure
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.logs import JsonFormatter
 from torchmodel_runtime.quota import choose_threads, read_cpu_quota
+from torchmodel_runtime.termination import TERMINATION_LOG_BYTES, encode_failure
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -114,3 +115,9 @@ def test_a_log_line_is_json_with_fields_and_traceback() -> None:
     assert parsed["model"] == "m"
     assert parsed["path"] == "/x"
     assert "ValueError: broken" in parsed["traceback"]
+
+
+def test_a_failure_fits_whichever_of_its_texts_is_long() -> None:
+    encoded = encode_failure(Failure(reason="R", message="not there", next_step="'\n" * 9000))
+    assert len(encoded) <= TERMINATION_LOG_BYTES
+    assert msgspec.json.decode(encoded, type=Failure).message == "not there"

@@ -19,19 +19,14 @@ from pathlib import Path
 import msgspec
 
 import torchmodel_runtime.config as contract
-from torchmodel_runtime.config import Failure, FetchConfig, Receipt
+from torchmodel_runtime.config import FetchConfig, Receipt
 from torchmodel_runtime.fetch import FetchError, Progress, fetch
 from torchmodel_runtime.fetch.locations import redact_uri
 from torchmodel_runtime.logs import configure_logs
+from torchmodel_runtime.termination import find_termination_log, write_termination_log
 
 logger = logging.getLogger("torchmodel_runtime.fetch")
 
-TERMINATION_LOG_VARIABLE = "TORCHMODEL_TERMINATION_LOG"
-DEFAULT_TERMINATION_LOG = "/dev/termination-log"
-TERMINATION_LOG_BYTES = 4096
-"""Kubernetes keeps no more of a container's termination message."""
-MESSAGE_CHARACTERS, NEXT_STEP_CHARACTERS = 1600, 400
-"""With JSON's escapes (2 bytes for most, 6 for control characters, of which messages have none) below the limit."""
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
@@ -45,6 +40,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     environment = dict(os.environ)
+    termination_log = find_termination_log(environment)
     configure_logs(model="")
     try:
         config = read_config(options.config, environment)
@@ -53,7 +49,7 @@ def main() -> int:
         logger.info("terminated; what was received stays for the next start")
         return EXIT_TERMINATED
     except FetchError as error:
-        return _fail(error, environment)
+        return _fail(error, termination_log)
     except Exception as error:
         logger.exception("internal error")
         unexpected = FetchError(
@@ -62,9 +58,9 @@ def main() -> int:
             "See the fetcher's log and report this.",
             retryable=True,
         )
-        return _fail(unexpected, environment)
+        return _fail(unexpected, termination_log)
     logger.info("fetched", extra={"fields": msgspec.to_builtins(receipt)})
-    write_termination_log(receipt, environment)
+    write_termination_log(receipt, termination_log)
     return 0
 
 
@@ -84,20 +80,6 @@ def read_config(path: Path | None, environment: Mapping[str, str]) -> FetchConfi
     return config
 
 
-def write_termination_log(document: Receipt | Failure, environment: Mapping[str, str]) -> None:
-    """Leave the outcome where the kubelet, or `torchmodel run`, picks it up."""
-    path = Path(environment.get(TERMINATION_LOG_VARIABLE) or DEFAULT_TERMINATION_LOG)
-    if TERMINATION_LOG_VARIABLE not in environment and not path.exists():
-        return
-    content = msgspec.json.encode(document)
-    if len(content) > TERMINATION_LOG_BYTES:
-        logger.warning("the termination log is cut", extra={"fields": {"bytes": len(content)}})
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        logger.warning("no termination log", extra={"fields": {"path": str(path), "cause": error.strerror}})
-
-
 async def _fetch_until_terminated(config: FetchConfig, environment: Mapping[str, str]) -> Receipt:
     task = asyncio.ensure_future(fetch(config, _log_progress, environment=environment))
     # as process 1 of a container SIGTERM would do nothing without a handler
@@ -110,12 +92,8 @@ def _log_progress(progress: Progress) -> None:
     logger.info("progress", extra={"fields": asdict(progress)})
 
 
-def _fail(error: FetchError, environment: Mapping[str, str]) -> int:
-    failure = Failure(
-        reason=error.reason,
-        message=error.message[:MESSAGE_CHARACTERS],
-        next_step=error.next_step[:NEXT_STEP_CHARACTERS],
-    )
+def _fail(error: FetchError, termination_log: Path | None) -> int:
+    failure = error.to_failure()
     fields = {
         "reason": failure.reason,
         "cause": failure.message,
@@ -123,7 +101,7 @@ def _fail(error: FetchError, environment: Mapping[str, str]) -> int:
         "retryable": error.retryable,
     }
     logger.error("not fetched", extra={"fields": fields})
-    write_termination_log(failure, environment)
+    write_termination_log(failure, termination_log)
     return contract.EXIT_RETRYABLE if error.retryable else contract.EXIT_PERMANENT
 
 
