@@ -17,17 +17,13 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-import numpy as np
-
 from torchmodel_runtime import errors
 from torchmodel_runtime.batching import BatchWindow, Entry
 from torchmodel_runtime.config import Serving
 from torchmodel_runtime.metrics import Metrics
+from torchmodel_runtime.tensors import Arrays
 
 logger = logging.getLogger(__name__)
-
-Arrays = list[np.ndarray]
-"""One array for each input (or output) of the module; axis 0 is rows."""
 
 
 class Runner(Protocol):

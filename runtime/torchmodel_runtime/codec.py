@@ -1,8 +1,8 @@
 """Bytes to tensors and back, for each dialect: Open Inference V2, KServe V1, TorchServe predictions.
 
 `server.infer` calls `decode_request` before the queue, so that whatever is wrong with a body fails that client alone, and
-`encode_response` after it. Tensors are numpy arrays; a BYTES tensor is a one-axis object array of str (from JSON) or bytes
-(from a raw body). What a dialect's JSON looks like is known here and nowhere else.
+`encode_response` after it. What a dialect's JSON looks like is known here and nowhere else; `jsontensors` makes arrays of the
+data in it.
 
 JSON has no form for NaN and infinities (RFC 8259, 6). In requests they are refused. In answers they become null, as msgspec
 and JavaScript's JSON.stringify write them: one masked logit must not cost the caller the rest of the answer.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,34 +21,40 @@ import numpy as np
 
 from torchmodel_runtime.config import Signature, TensorSpec
 from torchmodel_runtime.errors import RequestError, invalid
+from torchmodel_runtime.jsontensors import check_shape, decode_data, decode_json
+from torchmodel_runtime.tensors import Arrays, bytes_tensor
 
 Dialect = Literal["v2", "v1", "torchserve"]
 
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BYTES": np.dtype(np.object_),
-}
-"""V2 datatype to numpy (Open Inference Protocol, "Tensor Data Types")."""
-
-MAX_DEPTH = 9
-"""Nesting of JSON data: a signature has at most 8 dimensions, V1 puts one list around scalars."""
-
-_ELEMENTS: dict[str, Any] = {"b": bool, "u": int, "i": int, "f": float, "O": str}
-
-
 _ABSENT = msgspec.Raw()
 """A field that was not given: msgspec allows no union of Raw and None."""
+
+
+@dataclass(slots=True)
+class Decoded:
+    """A request of any dialect: the inputs in the signature's order, and what the answer must repeat."""
+
+    inputs: Arrays
+    id: str | None = None
+    outputs: list[str] | None = None
+    """Names of the outputs asked for; None: all."""
+
+
+def decode_request(dialect: Dialect, body: bytes, signature: Signature) -> Decoded:
+    """Parse and check a JSON body; RequestError 400 says what does not fit the signature."""
+    if dialect == "v2":
+        return _decode_v2(body, signature)
+    return _decode_v1(body, signature, bare=dialect == "torchserve")
+
+
+def decode_medium(body: bytes) -> Decoded:
+    """The body itself is the one element of the one input: an image, a recording, a text."""
+    if not body:
+        raise invalid("the body is empty")
+    return Decoded(inputs=[bytes_tensor([body])])
+
+
+# --- Open Inference Protocol V2 ---
 
 
 class _InputTensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,80 +77,11 @@ class _InferRequest(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[_RequestedOutput] | None = None
 
 
-class _OutputTensor(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[Any]
-
-
-class _InferResponse(msgspec.Struct, omit_defaults=True):
-    model_name: str
-    outputs: list[_OutputTensor]
-    id: str | None = None
-
-
-class _PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
-    instances: msgspec.Raw = _ABSENT
-    inputs: msgspec.Raw = _ABSENT
-    signature_name: str | None = None
-    parameters: dict[str, Any] | None = None
-
-
-@dataclass(slots=True)
-class Decoded:
-    """A request of any dialect: the inputs in the signature's order, and what the answer must repeat."""
-
-    inputs: list[np.ndarray]
-    id: str | None = None
-    outputs: list[str] | None = None
-    """Names of the outputs asked for; None: all."""
-
-
 _infer_decoder = msgspec.json.Decoder(_InferRequest)
-_predict_decoder = msgspec.json.Decoder(_PredictRequest)
-_encoder = msgspec.json.Encoder()
-
-
-def _make_data_decoders() -> dict[tuple[str, int], msgspec.json.Decoder[Any]]:
-    decoders: dict[tuple[str, int], msgspec.json.Decoder[Any]] = {}
-    for kind, element in _ELEMENTS.items():
-        nested: Any = element
-        for depth in range(1, MAX_DEPTH + 1):
-            nested = types.GenericAlias(list, (nested,))
-            decoders[kind, depth] = msgspec.json.Decoder(nested)
-    return decoders
-
-
-_data_decoders = _make_data_decoders()
-
-
-def decode_request(dialect: Dialect, body: bytes, signature: Signature) -> Decoded:
-    """Parse and check a JSON body; RequestError 400 says what does not fit the signature."""
-    if dialect == "v2":
-        return _decode_v2(body, signature)
-    return _decode_v1(body, signature, bare=dialect == "torchserve")
-
-
-def decode_medium(body: bytes) -> Decoded:
-    """The body itself is the one element of the one input: an image, a recording, a text."""
-    if not body:
-        raise invalid("the body is empty")
-    return Decoded(inputs=[bytes_tensor([body])])
-
-
-def bytes_tensor(elements: Sequence[str | bytes]) -> np.ndarray:
-    """A BYTES tensor of one axis."""
-    tensor = np.empty(len(elements), dtype=np.object_)
-    tensor[:] = elements
-    return tensor
-
-
-# --- Open Inference Protocol V2 ---
 
 
 def _decode_v2(body: bytes, signature: Signature) -> Decoded:
-    request: _InferRequest = _parse(_infer_decoder, body)
+    request: _InferRequest = decode_json(_infer_decoder, body)
     given = {tensor.name: tensor for tensor in request.inputs}
     if len(given) != len(request.inputs):
         raise invalid(f"inputs: each name may appear once, got {[tensor.name for tensor in request.inputs]}")
@@ -171,8 +107,8 @@ def _decode_v2_tensor(tensor: _InputTensor, spec: TensorSpec) -> np.ndarray:
         if tensor.parameters and "binary_data_size" in tensor.parameters:
             what = "uses the binary tensor data extension, which this server does not offer (GET /v2)"
         raise invalid(f"{where}: {what}; send a JSON array as data")
-    _check_shape(where, tensor.shape, spec)
-    array = _decode_data(where, tensor.data, spec)
+    check_shape(where, tensor.shape, spec)
+    array = decode_data(where, tensor.data, spec)
     if array.size != math.prod(tensor.shape):
         raise invalid(f"{where}: shape {tensor.shape} means {math.prod(tensor.shape)} elements, data has {array.size}")
     if array.ndim > 1 and list(array.shape) != tensor.shape:
@@ -183,12 +119,31 @@ def _decode_v2_tensor(tensor: _InputTensor, spec: TensorSpec) -> np.ndarray:
 # --- KServe V1 and TorchServe ---
 
 
+class _PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
+    instances: msgspec.Raw = _ABSENT
+    inputs: msgspec.Raw = _ABSENT
+    signature_name: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _Base64(msgspec.Struct, forbid_unknown_fields=True):
+    """How V1 marks binary values (TensorFlow Serving REST API, "Encoding binary values")."""
+
+    b64: str
+
+
+_predict_decoder = msgspec.json.Decoder(_PredictRequest)
+_rows_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_media_decoder = msgspec.json.Decoder(list[str | _Base64])
+
+
 def _decode_v1(body: bytes, signature: Signature, bare: bool) -> Decoded:
     """V1 `instances` (rows) or `inputs` (columns); a bare JSON array is taken as instances where the dialect allows it."""
     if bare and body.lstrip()[:1] == b"[":
         instances, columns = msgspec.Raw(body), _ABSENT
     else:
-        request: _PredictRequest = _parse(_predict_decoder, body)
+        request: _PredictRequest = decode_json(_predict_decoder, body)
         instances, columns = request.instances, request.inputs
     if instances != _ABSENT and columns == _ABSENT:
         inputs = _decode_instances(instances, signature)
@@ -202,9 +157,9 @@ def _decode_v1(body: bytes, signature: Signature, bare: bool) -> Decoded:
     return Decoded(inputs=inputs)
 
 
-def _decode_instances(instances: msgspec.Raw, signature: Signature) -> list[np.ndarray]:
+def _decode_instances(instances: msgspec.Raw, signature: Signature) -> Arrays:
     """Rows: plain values for a model of one input, objects by input name for any model, `{"b64": ...}` for BYTES."""
-    rows: list[msgspec.Raw] = _parse(_rows_decoder, instances, "instances")
+    rows: list[msgspec.Raw] = decode_json(_rows_decoder, instances, "instances")
     if not rows:
         raise invalid("instances: must hold at least one row")
     objects = bytes(rows[0]).lstrip()[:1] == b"{"
@@ -215,7 +170,7 @@ def _decode_instances(instances: msgspec.Raw, signature: Signature) -> list[np.n
             raise invalid(f"instances: this model has several inputs, each row must be an object with {names}")
         return [_decode_v1_tensor("instances", instances, specs[0])]
     named: list[dict[str, msgspec.Raw]] = [
-        _parse(_object_decoder, row, f"instances[{index}]") for index, row in enumerate(rows)
+        decode_json(_object_decoder, row, f"instances[{index}]") for index, row in enumerate(rows)
     ]
     for index, row in enumerate(named):
         _check_names(f"instances[{index}]", row, specs)
@@ -227,10 +182,10 @@ def _decode_instances(instances: msgspec.Raw, signature: Signature) -> list[np.n
     ]
 
 
-def _decode_columns(columns: msgspec.Raw, signature: Signature) -> list[np.ndarray]:
+def _decode_columns(columns: msgspec.Raw, signature: Signature) -> Arrays:
     specs = signature.inputs
     if bytes(columns).lstrip()[:1] == b"{":
-        named: dict[str, msgspec.Raw] = _parse(_object_decoder, columns, "inputs")
+        named: dict[str, msgspec.Raw] = decode_json(_object_decoder, columns, "inputs")
         _check_names("inputs", named, specs)
         return [_decode_v1_tensor(f"input {spec.name!r}", named[spec.name], spec) for spec in specs]
     if len(specs) > 1:
@@ -240,69 +195,19 @@ def _decode_columns(columns: msgspec.Raw, signature: Signature) -> list[np.ndarr
 
 def _decode_v1_tensor(where: str, data: msgspec.Raw | bytes, spec: TensorSpec) -> np.ndarray:
     if spec.datatype == "BYTES":
-        elements: list[str | _Base64] = _parse(_media_decoder, data, where)
+        elements: list[str | _Base64] = decode_json(_media_decoder, data, where)
         array = bytes_tensor([element if isinstance(element, str) else element.b64 for element in elements])
     else:
-        array = _decode_data(where, data, spec)
-    _check_shape(where, list(array.shape), spec)
+        array = decode_data(where, data, spec)
+    check_shape(where, list(array.shape), spec)
     return array
-
-
-class _Base64(msgspec.Struct, forbid_unknown_fields=True):
-    """How V1 marks binary values (TensorFlow Serving REST API, "Encoding binary values")."""
-
-    b64: str
-
-
-_rows_decoder = msgspec.json.Decoder(list[msgspec.Raw])
-_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_media_decoder = msgspec.json.Decoder(list[str | _Base64])
 
 
 def _is_b64(row: msgspec.Raw) -> bool:
     return re.match(rb'\s*\{\s*"b64"\s*:', bytes(row)) is not None
 
 
-# --- shared by all dialects ---
-
-
-def _parse(decoder: msgspec.json.Decoder[Any], data: bytes | msgspec.Raw, where: str = "body") -> Any:
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(f"{where}: {error}") from None
-
-
-def _decode_data(where: str, data: msgspec.Raw | bytes, spec: TensorSpec) -> np.ndarray:
-    """A JSON array, flat or nested, as an array of the declared datatype; never rounds an integer, never parses a string."""
-    dtype = NUMPY_DTYPES[spec.datatype]
-    depth = _nesting(data)
-    if not 1 <= depth <= MAX_DEPTH:
-        raise invalid(f"{where}: data must be a JSON array of at most {MAX_DEPTH} levels")
-    values = _parse(_data_decoders[dtype.kind, depth], data, f"{where}: data")
-    try:
-        with np.errstate(over="ignore"):  # an overflow shows as infinity, which is looked for below
-            array = np.array(values, dtype=dtype)
-    except OverflowError:
-        raise invalid(f"{where}: a value is out of the range of {spec.datatype}") from None
-    except ValueError:
-        raise invalid(f"{where}: data is ragged: the lists of one level differ in length") from None
-    if dtype.kind == "f" and not np.isfinite(array).all():
-        raise invalid(f"{where}: a value is out of the range of {spec.datatype}")
-    return array
-
-
-def _nesting(data: msgspec.Raw | bytes) -> int:
-    """How many `[` the text begins with."""
-    depth = 0
-    for byte in memoryview(data):
-        if byte == 0x5B:
-            depth += 1
-        elif byte not in b" \t\r\n":
-            break
-        if depth > MAX_DEPTH:
-            break
-    return depth
+# --- the signature, in either dialect ---
 
 
 def _check_names(where: str, given: dict[str, Any], specs: Sequence[TensorSpec]) -> None:
@@ -313,15 +218,7 @@ def _check_names(where: str, given: dict[str, Any], specs: Sequence[TensorSpec])
         raise invalid(f"{where}: missing {missing}, unknown {unknown}; this model has {expected}")
 
 
-def _check_shape(where: str, shape: list[int], spec: TensorSpec) -> None:
-    fits = len(shape) == len(spec.shape) and all(
-        given >= 0 if allowed == -1 else given == allowed for given, allowed in zip(shape, spec.shape, strict=False)
-    )
-    if not fits:
-        raise invalid(f"{where}: shape {shape}, must be {spec.shape} (-1 is any)")
-
-
-def _check_rows(inputs: list[np.ndarray], signature: Signature) -> None:
+def _check_rows(inputs: Arrays, signature: Signature) -> None:
     rows = [len(array) for array in inputs]
     if rows[0] == 0 or any(count != rows[0] for count in rows):
         named = {spec.name: count for spec, count in zip(signature.inputs, rows, strict=True)}
@@ -331,8 +228,27 @@ def _check_rows(inputs: list[np.ndarray], signature: Signature) -> None:
             raise invalid(f"input {spec.name!r}: shape {list(array.shape)} holds no elements")
 
 
+# --- answers ---
+
+
+class _OutputTensor(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any]
+
+
+class _InferResponse(msgspec.Struct, omit_defaults=True):
+    model_name: str
+    outputs: list[_OutputTensor]
+    id: str | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
 def encode_response(
-    dialect: Dialect, model: str, decoded: Decoded, signature: Signature, outputs: list[np.ndarray], reply: Any
+    dialect: Dialect, model: str, decoded: Decoded, signature: Signature, outputs: Arrays, reply: Any
 ) -> bytes:
     """The answer as JSON: V2 tensors, V1 `predictions` by row, or the task's own reply in the TorchServe dialect.
 
@@ -349,10 +265,6 @@ def encode_response(
         if decoded.outputs is None or spec.name in decoded.outputs
     ]
     return _encode(_InferResponse(model, tensors, decoded.id))
-
-
-def _encode(answer: Any) -> bytes:
-    return _encoder.encode(answer)
 
 
 def encode_error(dialect: Dialect, error: RequestError) -> bytes:

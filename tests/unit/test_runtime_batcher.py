@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torchmodel_runtime.batcher import Arrays, Batcher
+from torchmodel_runtime.batcher import Batcher
 from torchmodel_runtime.config import Queue, Serving
 from torchmodel_runtime.errors import RequestError, model_failed
 from torchmodel_runtime.metrics import Metrics
+from torchmodel_runtime.tensors import Arrays
 
 
 class PlayedWorker:

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as st_np
 from torchmodel_runtime import codec
 from torchmodel_runtime.config import Signature, TensorSpec
 from torchmodel_runtime.errors import RequestError, queue_full
+from torchmodel_runtime.tensors import NUMPY_DTYPES
 
 
 def signature(*specs: tuple[str, str, list[int]]) -> Signature:
@@ -25,13 +26,13 @@ def decode_v2(tensor: dict[str, Any], datatype: str, shape: list[int]) -> np.nda
     return codec.decode_request("v2", body, signature(("x", datatype, shape))).inputs[0]
 
 
-NUMERIC = sorted(name for name, dtype in codec.NUMPY_DTYPES.items() if dtype.kind != "O")
+NUMERIC = sorted(name for name, dtype in NUMPY_DTYPES.items() if dtype.kind != "O")
 
 
 @pytest.mark.parametrize("datatype", NUMERIC)
 @given(data=st.data())
 def test_tensors_survive_the_way_through_json(datatype: str, data: st.DataObject) -> None:
-    dtype = codec.NUMPY_DTYPES[datatype]
+    dtype = NUMPY_DTYPES[datatype]
     finite = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else {}
     shapes = st_np.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)
     array = data.draw(st_np.arrays(dtype, shapes, elements=finite or None))

@@ -13,13 +13,13 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torchmodel_runtime.codec import bytes_tensor
 from torchmodel_runtime.config import ImageClassification, Speech, TextEmbedding
 from torchmodel_runtime.errors import RequestError, StartError
 from torchmodel_runtime.tasks.audio import decode_audio, resample
 from torchmodel_runtime.tasks.image import ImageTask, activate, decode_image
 from torchmodel_runtime.tasks.speech import SpeechTask, find_segments
 from torchmodel_runtime.tasks.text import TextTask, pool
+from torchmodel_runtime.tensors import bytes_tensor
 
 PLAIN = ImageClassification(resize_pixels=8, crop_pixels=8, mean=[0, 0, 0], std=[1, 1, 1], top_k=2)
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from torchmodel_runtime.codec import NUMPY_DTYPES
 from torchmodel_runtime.config import DEVICE_UNAVAILABLE, OUT_OF_MEMORY, TensorSpec
 from torchmodel_runtime.errors import StartError, model_failed
-from torchmodel_runtime.tasks import Arrays, ModuleCall
+from torchmodel_runtime.tasks import ModuleCall
+from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ import torch
 from torchmodel_runtime.config import WARM_UP_FAILED, BatchingReport
 from torchmodel_runtime.engine.forward import Engine, OutputError, is_out_of_memory, out_of_memory
 from torchmodel_runtime.errors import StartError
-from torchmodel_runtime.tasks import Arrays, Task
+from torchmodel_runtime.tasks import Task
+from torchmodel_runtime.tensors import Arrays
 
 COMPANY_ROWS = 4
 """Rows compared: enough for a mixing model to show, few enough for a slow one."""

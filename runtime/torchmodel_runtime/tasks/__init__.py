@@ -16,8 +16,7 @@ import numpy as np
 from torchmodel_runtime import config
 from torchmodel_runtime.config import Signature, TensorSpec
 from torchmodel_runtime.errors import StartError
-
-Arrays = list[np.ndarray]
+from torchmodel_runtime.tensors import Arrays
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from torchmodel_runtime.config import CONFIG_INVALID, ImageClassification, Signature, TensorSpec
 from torchmodel_runtime.errors import StartError, invalid, too_large
-from torchmodel_runtime.tasks import Arrays, ModuleCall, Work
+from torchmodel_runtime.tasks import ModuleCall, Work
 from torchmodel_runtime.tasks.media import read_elements
+from torchmodel_runtime.tensors import Arrays
 
 MAX_PIXELS = 50_000_000
 """A decoded image takes 3 bytes a pixel and a copy: 300 MB. Larger than any common camera's picture in 2026."""

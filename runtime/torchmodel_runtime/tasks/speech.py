@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from torchmodel_runtime.codec import bytes_tensor
 from torchmodel_runtime.config import WARM_UP_FAILED, Signature, Speech, TensorSpec
 from torchmodel_runtime.errors import StartError
-from torchmodel_runtime.tasks import Arrays, ModuleCall, Work
+from torchmodel_runtime.tasks import ModuleCall, Work
 from torchmodel_runtime.tasks.audio import decode_audio, resample
 from torchmodel_runtime.tasks.media import read_elements
+from torchmodel_runtime.tensors import Arrays, bytes_tensor
 
 HYSTERESIS = 0.15
 """Speech that has begun goes on while the probability is at most this much under the threshold: without it a voice that

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from torchmodel_runtime.codec import NUMPY_DTYPES
 from torchmodel_runtime.config import Signature
-from torchmodel_runtime.tasks import Arrays, ModuleCall, Work
+from torchmodel_runtime.tasks import ModuleCall, Work
+from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays
 
 SYNTHETIC_LENGTH = 8
 """What a variable dimension is in warm-up: a guess, small enough to be quick and large enough for most kernels."""

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from torchmodel_runtime.config import CHECKPOINT_INVALID, WARM_UP_FAILED, Signature, TensorSpec, TextEmbedding
 from torchmodel_runtime.errors import StartError, invalid
-from torchmodel_runtime.tasks import Arrays, ModuleCall, Work
+from torchmodel_runtime.tasks import ModuleCall, Work
+from torchmodel_runtime.tensors import Arrays
 
 HEAVY_CHARACTERS = 4096
 """Tokenising this much takes about a millisecond; more leaves the event loop. A guess from one measurement."""

@@ -1,0 +1,39 @@
+"""What a tensor is on its way from codec to task to batcher to engine and back: a numpy array, axis 0 its rows.
+
+Called by all of them, so that none needs another for a word. A BYTES tensor is a one-axis object array of str (from JSON)
+or bytes (from a raw body). Knows neither torch nor JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Arrays = list[np.ndarray]
+"""One array for each input (or output) of the module; axis 0 is rows."""
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(np.object_),
+}
+"""V2 datatype to numpy (Open Inference Protocol, "Tensor Data Types")."""
+
+
+def bytes_tensor(elements: Sequence[str | bytes]) -> np.ndarray:
+    """A BYTES tensor of one axis."""
+    tensor = np.empty(len(elements), dtype=np.object_)
+    tensor[:] = elements
+    return tensor
