@@ -21,13 +21,13 @@ import msgspec
 
 import torchmodel_runtime.config as contract
 from torchmodel_runtime.config import FetchConfig, Receipt
-from torchmodel_runtime.fetch.credentials import read_credentials
+from torchmodel_runtime.fetch.credentials import Credentials, read_credentials
 from torchmodel_runtime.fetch.digests import Digest, combine_digests
-from torchmodel_runtime.fetch.disk import hash_disk, list_disk
+from torchmodel_runtime.fetch.disk import DiskSource, hash_disk, list_disk
 from torchmodel_runtime.fetch.errors import FetchError
 from torchmodel_runtime.fetch.locations import BucketLocation, DiskLocation, Location, parse_location, redact_uri
 from torchmodel_runtime.fetch.retries import RetryPolicy
-from torchmodel_runtime.fetch.sources import Listing, Source, Timeouts, open_source
+from torchmodel_runtime.fetch.sources import Listing, Source, Timeouts
 from torchmodel_runtime.fetch.transfer import (
     Meter,
     Part,
@@ -105,6 +105,19 @@ async def fetch(
             return receipt
     finally:
         await source.close()
+
+
+def open_source(location: Location, credentials: Credentials, timeouts: Timeouts) -> Source:
+    """The source of a location. Imports a network client only when it is needed: each costs start-up time."""
+    if isinstance(location, DiskLocation):
+        return DiskSource(location)
+    if isinstance(location, BucketLocation):
+        from torchmodel_runtime.fetch.buckets import BucketSource
+
+        return BucketSource(location, credentials, timeouts)
+    from torchmodel_runtime.fetch.web import WebSource
+
+    return WebSource(location, credentials, timeouts)
 
 
 async def _deliver(

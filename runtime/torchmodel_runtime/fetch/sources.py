@@ -1,8 +1,8 @@
-"""The seam between "where bytes come from" and "how they are received": one protocol, one factory.
+"""The seam between "where bytes come from" and "how they are received": one protocol and what passes through it.
 
 A source answers two questions: which files are there, and give me this one from byte n on. It raises `Interruption` for
-trouble that another try may cure and `FetchError` for the rest; it never retries, writes or hashes. Another kind of
-source is another class here and another branch in `open_source`.
+trouble that another try may cure and `FetchError` for the rest; it never retries, writes or hashes. `disk`, `buckets` and
+`web` are the kinds there are; another kind is another module, and another branch in `fetcher.open_source`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torchmodel_runtime.config import CHECKPOINT_INVALID, CHECKPOINT_NOT_FOUND
-from torchmodel_runtime.fetch.credentials import Credentials
 from torchmodel_runtime.fetch.errors import FetchError
-from torchmodel_runtime.fetch.locations import BucketLocation, DiskLocation, Location, check_relative_path
+from torchmodel_runtime.fetch.locations import check_relative_path
 
 MAX_FILES = 10_000
 """Of a folder. The largest folders on Hugging Face hold some hundred files; a guess that stops a bucket's root."""
@@ -79,21 +78,6 @@ class Source(Protocol):
     async def close(self) -> None:
         """Give back connections."""
         ...
-
-
-def open_source(location: Location, credentials: Credentials, timeouts: Timeouts) -> Source:
-    """The source of a location. Imports only the client it needs: each costs start-up time."""
-    if isinstance(location, DiskLocation):
-        from torchmodel_runtime.fetch.disk import DiskSource
-
-        return DiskSource(location)
-    if isinstance(location, BucketLocation):
-        from torchmodel_runtime.fetch.buckets import BucketSource
-
-        return BucketSource(location, credentials, timeouts)
-    from torchmodel_runtime.fetch.web import WebSource
-
-    return WebSource(location, credentials, timeouts)
 
 
 def make_folder_listing(items: list[Item], shown: str) -> Listing:
