@@ -1,8 +1,8 @@
 """The HTTP port: routes of three dialects, one way through for every inference request.
 
-Reading path: `Server.infer`, and there `codec.decode_request`, `batcher.submit`, `codec.encode_response`. Health and
-readiness answer from the first moment; inference from `serve` on. The middleware is the only place that turns an error into
-a response. Made and driven by `__main__`; knows neither torch nor Kubernetes.
+Reading path: `Server.infer`, one line a step: `codec.decode_request`, the task's `prepare`, `batcher.submit`, the task's
+`finish`, `codec.encode_response`. Health and readiness answer from the first moment; inference from `serve` on. The middleware
+is the only place that turns an error into a response. Made and driven by `__main__`; knows neither torch nor Kubernetes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -23,7 +24,8 @@ from torchmodel_runtime.config import ServerConfig
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.metrics import CONTENT_TYPE, Metrics
 from torchmodel_runtime.startup import LoadedModel
-from torchmodel_runtime.tasks import Task
+from torchmodel_runtime.tasks import Task, Work
+from torchmodel_runtime.tensors import Arrays
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class Server:
         add("GET", "/v2/health/ready", self._health_ready)
         add("GET", "/v2", self._server_metadata)
         add("GET", "/v1/models", self._list_v1)
-        add("GET", "/v1/models/{name:[^/:]+}", self._model_v1)
+        add("GET", "/v1/models/{name:[^/:]+}", self._model_ready)
         add("GET", "/ping", self._ping)
         add("GET", "/metrics", self._show_metrics)
         add("GET", "/", self._alive)
@@ -101,38 +103,17 @@ class Server:
 
     # --- inference ---
 
-    async def infer(self, request: web.Request, dialect: Dialect) -> web.Response:
-        """Answer one request: decode and check, wait for the model, encode."""
-        model, batcher = self._admit(request)
-        task, timeout_s = model.task, self._config.serving.request_timeout_seconds
-        body = await self._read(request)
-        is_medium = self._is_medium(request, dialect, task)
-        decoded = codec.decode_medium(body) if is_medium else codec.decode_request(dialect, body, task.signature)
-        if task.is_heavy(decoded.inputs):
-            work = await asyncio.to_thread(task.prepare, decoded.inputs)
-        else:
-            work = task.prepare(decoded.inputs)
-        results = await batcher.submit(work.parts, timeout_s)
-        outputs = task.finish(work, results)
-        reply = None
-        if dialect == "torchserve":
-            reply = task.reply(outputs, single=is_medium)
-        elif dialect == "v1":
-            reply = task.rows(outputs)
-        answer = codec.encode_response(dialect, self._config.name, decoded, task.signature, outputs, reply)
-        return web.Response(body=answer, content_type="application/json")
-
     async def _infer_v2(self, request: web.Request) -> web.Response:
-        return await self._count(request, "v2")
+        return await self._track(request, "v2")
 
     async def _predict_v1(self, request: web.Request) -> web.Response:
-        return await self._count(request, "v1")
+        return await self._track(request, "v1")
 
     async def _predict_torchserve(self, request: web.Request) -> web.Response:
-        return await self._count(request, "torchserve")
+        return await self._track(request, "torchserve")
 
-    async def _count(self, request: web.Request, dialect: Dialect) -> web.Response:
-        """One inference request in flight, counted by its outcome."""
+    async def _track(self, request: web.Request, dialect: Dialect) -> web.Response:
+        """Answer by `infer`; meanwhile the request is in flight, afterwards it is counted by its outcome."""
         started_s = time.monotonic()
         self._in_flight += 1
         self._idle.clear()
@@ -154,6 +135,20 @@ class Server:
                 self._idle.set()
             self.metrics.in_flight.set(self._in_flight)
             self.metrics.count_request(dialect, status, time.monotonic() - started_s)
+
+    async def infer(self, request: web.Request, dialect: Dialect) -> web.Response:
+        """Answer one request: decode, prepare, wait for the model, finish, encode."""
+        model, batcher = self._admit(request)
+        task = model.task
+        body = await self._read(request)
+        is_medium = self._is_medium(request, dialect, task)
+        decoded = codec.decode_medium(body) if is_medium else codec.decode_request(dialect, body, task.signature)
+        work = await _prepare(task, decoded.inputs)
+        results = await batcher.submit(work.parts, self._config.serving.request_timeout_seconds)
+        outputs = task.finish(work, results)
+        reply = _make_reply(task, dialect, outputs, is_medium)
+        answer = codec.encode_response(dialect, self._config.name, decoded, task.signature, outputs, reply)
+        return web.Response(body=answer, content_type="application/json")
 
     def _admit(self, request: web.Request) -> tuple[LoadedModel, Batcher]:
         self._check_name(request)
@@ -229,9 +224,6 @@ class Server:
     async def _list_v1(self, _: web.Request) -> web.Response:
         return _json({"models": [self._config.name]})
 
-    async def _model_v1(self, request: web.Request) -> web.Response:
-        return await self._model_ready(request)
-
     async def _ping(self, _: web.Request) -> web.Response:
         return _json({"status": "Healthy" if self._ready else "Unhealthy"}, 200 if self._ready else 503)
 
@@ -273,6 +265,20 @@ class Server:
         if error.retry_after_s is not None:
             response.headers["Retry-After"] = str(error.retry_after_s)
         return response
+
+
+async def _prepare(task: Task, inputs: Arrays) -> Work:
+    """The parts for the module; what takes long, such as decoding media, leaves the event loop."""
+    if task.is_heavy(inputs):
+        return await asyncio.to_thread(task.prepare, inputs)
+    return task.prepare(inputs)
+
+
+def _make_reply(task: Task, dialect: Dialect, outputs: Arrays, is_medium: bool) -> Any:
+    """The outputs in the task's own words, for the dialects that have no form for tensors."""
+    if dialect == "torchserve":
+        return task.reply(outputs, single=is_medium)
+    return task.rows(outputs) if dialect == "v1" else None
 
 
 def _dialect_of(path: str) -> Dialect:
