@@ -16,6 +16,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -30,6 +31,12 @@ from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.logs import configure_logs
 from torchmodel_runtime.quota import choose_threads, read_cpu_quota
 from torchmodel_runtime.termination import find_termination_log, write_termination_log
+
+if TYPE_CHECKING:  # imported late: `prepare_libraries` comes before anything that imports numpy
+    from aiohttp import web
+
+    from torchmodel_runtime.batcher import Worker
+    from torchmodel_runtime.startup import LoadedModel
 
 logger = logging.getLogger("torchmodel_runtime")
 
@@ -126,7 +133,7 @@ async def serve(config: ServerConfig, threads: int) -> int:
     return 0 if drained else 1
 
 
-async def _listen(site, config: ServerConfig) -> None:  # type: ignore[no-untyped-def]  # aiohttp is imported late
+async def _listen(site: web.TCPSite, config: ServerConfig) -> None:
     try:
         await site.start()
     except OSError as error:
@@ -138,7 +145,7 @@ async def _listen(site, config: ServerConfig) -> None:  # type: ignore[no-untype
         ) from error
 
 
-async def _load(config: ServerConfig, threads: int, worker):  # type: ignore[no-untyped-def]
+async def _load(config: ServerConfig, threads: int, worker: Worker) -> LoadedModel:
     """The model, or StartError; in the engine's thread, within serving.startupTimeoutSeconds."""
     from torchmodel_runtime.startup import start_model, unexpected
 
