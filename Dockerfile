@@ -49,7 +49,7 @@ FROM operator-requirements AS operator
 COPY --from=wheel /wheel /wheel
 RUN pip install --no-cache-dir --no-compile --no-deps /wheel/*.whl && python -m compileall -q -x py312_ /opt/torchmodel/venv/lib
 ARG VERSION=dev
-ARG SOURCE=https://torchmodel.dev
+ARG SOURCE=""
 LABEL org.opencontainers.image.title="torchmodel-operator" \
       org.opencontainers.image.description="Reconciles TorchModel resources into verified, batched, autoscaled HTTP endpoints" \
       org.opencontainers.image.source="${SOURCE}" \
@@ -70,7 +70,7 @@ ENV MALLOC_MMAP_THRESHOLD_=4294967296 \
     TORCH_FORCE_WEIGHTS_ONLY_LOAD=1 \
     HF_HUB_OFFLINE=1
 ARG VERSION=dev
-ARG SOURCE=https://torchmodel.dev
+ARG SOURCE=""
 LABEL org.opencontainers.image.title="torchmodel-runtime" \
       org.opencontainers.image.description="Serves one PyTorch model over HTTP with verified weights and proven batching" \
       org.opencontainers.image.source="${SOURCE}" \
