@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
+from testkit.loopback import serve_app
 from torchmodel_operator import kube
 from torchmodel_operator.errors import KubeError
 from torchmodel_operator.kube import DEPLOYMENTS, LEASES, MODELS, PODS, SERVICES, AioKube, TokenBucket, list_all
@@ -30,20 +31,14 @@ async def api_server(
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-    configuration = Configuration(host=f"http://127.0.0.1:{port}")
-    configuration.api_key["BearerToken"] = "bearer secret"
-    client = AioKube(ApiClient(configuration), TokenBucket(1000, 1000), time.monotonic)
-    try:
-        yield client, requests
-    finally:
-        await client.close()
-        await runner.cleanup()
+    async with serve_app(app) as port:
+        configuration = Configuration(host=f"http://127.0.0.1:{port}")
+        configuration.api_key["BearerToken"] = "bearer secret"
+        client = AioKube(ApiClient(configuration), TokenBucket(1000, 1000), time.monotonic)
+        try:
+            yield client, requests
+        finally:
+            await client.close()
 
 
 def refusal(status: int, message: str = "no", **headers: str) -> web.Response:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from testkit.loopback import serve_app
 from testkit.manifests import a_pod
 from torchmodel_operator.observed import PodFacts, observe_pod
 from torchmodel_operator.report import FIRST_RETRY_S, HttpReports, choose_pod, parse_report
@@ -45,19 +46,10 @@ async def a_replica(
 
     app = web.Application()
     app.router.add_get("/{path:.*}", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
     clock = Clock()
     pod = observe_pod(a_pod(is_ready=True, podIP="127.0.0.1"))
-    try:
-        async with aiohttp.ClientSession() as session:
-            yield HttpReports(session, clock, port), clock, asked, pod
-    finally:
-        await runner.cleanup()
+    async with serve_app(app) as port, aiohttp.ClientSession() as session:
+        yield HttpReports(session, clock, port), clock, asked, pod
 
 
 async def test_a_pod_is_asked_once() -> None:
