@@ -4,7 +4,7 @@ Theory. A holder renews the Lease every RETRY_S. Another replica takes it when t
 states, measured by the observer's own monotonic clock from the moment it saw the last change, so that clocks never need
 to agree. A holder that could not renew for RENEW_DEADLINE_S gives up leading *before* anybody may take over, because the
 deadline is shorter than the duration. Writes carry the resourceVersion that was read, so of two takers one gets a 409.
-`judge` decides from facts and time; `Elector` carries it out. Source of the scheme: client-go, tools/leaderelection.
+`judge_lease` decides from facts and time; `Elector` carries it out. Source of the scheme: client-go, tools/leaderelection.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def observe_lease(lease: dict[str, Any], previous: Observation | None, now: floa
     )
 
 
-def judge(observation: Observation | None, identity: str, now: float) -> Move:
+def judge_lease(observation: Observation | None, identity: str, now: float) -> Move:
     """Decide what `identity` should do."""
     if observation is None:
         return Move.CREATE
@@ -98,8 +98,8 @@ class Elector:
             await asyncio.sleep(RETRY_S)
         log.info("leading", extra={"identity": self._identity})
         leading.set()
-        while (left_s := self.seconds_left()) > 0:
-            await asyncio.sleep(min(RETRY_S, left_s))
+        while not self.is_lost():
+            await asyncio.sleep(min(RETRY_S, self.seconds_left()))
             await self.attempt(max(0.0, self.seconds_left()))
         leading.clear()
         self._renewed_at = None
@@ -135,7 +135,7 @@ class Elector:
         began = self._clock()
         lease = await self._kube.get(LEASES, self._namespace, self._name)
         self._observation = observe_lease(lease, self._observation, self._clock()) if lease else None
-        move = judge(self._observation, self._identity, self._clock())
+        move = judge_lease(self._observation, self._identity, self._clock())
         if move is Move.WAIT:
             self._renewed_at = None
             return False

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from testkit.fake_kube import FakeKube
-from torchmodel_operator.lease import DURATION_S, RENEW_DEADLINE_S, RETRY_S, Elector, Move, judge, observe_lease
+from torchmodel_operator.lease import DURATION_S, RENEW_DEADLINE_S, RETRY_S, Elector, Move, judge_lease, observe_lease
 
 
 class Clock:
@@ -43,11 +43,11 @@ def a_lease(holder: str, renew_time: str) -> dict[str, Any]:
     ],
 )
 def test_judge(holder: str, seconds_unchanged: float, move: Move) -> None:
-    assert judge(observe_lease(a_lease(holder, "t1"), None, 100.0), "me", 100.0 + seconds_unchanged) is move
+    assert judge_lease(observe_lease(a_lease(holder, "t1"), None, 100.0), "me", 100.0 + seconds_unchanged) is move
 
 
 def test_no_lease_is_created() -> None:
-    assert judge(None, "me", 0.0) is Move.CREATE
+    assert judge_lease(None, "me", 0.0) is Move.CREATE
 
 
 def test_the_holders_clock_does_not_matter() -> None:
