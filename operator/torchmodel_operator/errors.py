@@ -6,25 +6,23 @@
 
 from __future__ import annotations
 
-
-class OperatorError(Exception):
-    """Base of all errors raised on purpose."""
+from torchmodel_operator import names
 
 
-class SpecError(OperatorError):
+class SpecError(Exception):
     """A field of the TorchModel is wrong. The message names the field path, what was given and what is allowed.
 
     reason is the word that status shows (`names.REASON_*`).
     """
 
-    def __init__(self, message: str, next_step: str, reason: str = "InvalidSpec") -> None:
+    def __init__(self, message: str, next_step: str, reason: str = names.REASON_INVALID_SPEC) -> None:
         super().__init__(message)
         self.message = message
         self.next_step = next_step
         self.reason = reason
 
 
-class KubeError(OperatorError):
+class KubeError(Exception):
     """A call to the API server failed.
 
     status is the HTTP status, 0 when there was no answer. A retryable error goes back to the queue with back-off; the

@@ -16,13 +16,13 @@ from typing import Any
 import aiohttp
 import kopf
 
+from torchmodel_operator import names
 from torchmodel_operator.errors import KubeError
 from torchmodel_operator.kube import CHILDREN, MODELS, PODS, Resource
 from torchmodel_operator.ledger import Ledger
 from torchmodel_operator.observed import Key, observe
 from torchmodel_operator.probes import Vitals
 from torchmodel_operator.reconcile import World, reconcile
-from torchmodel_operator.resync import CHILD_SELECTOR
 from torchmodel_operator.workqueue import WorkQueue
 
 COALESCE_S = 0.2
@@ -115,7 +115,7 @@ def make_settings() -> kopf.OperatorSettings:
     settings.watching.chunk_size = 500
     settings.watching.server_timeout = 240
     for resource in (*CHILDREN, PODS):
-        settings.watching.label_selectors[_selector(resource)] = CHILD_SELECTOR
+        settings.watching.label_selectors[_selector(resource)] = names.CHILD_SELECTOR
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.queueing.idle_timeout = 1

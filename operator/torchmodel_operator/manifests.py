@@ -1,7 +1,8 @@
-"""The children of a TorchModel as manifests: pure builders, called by `reconcile` in one place, `desired_objects`.
+"""The children of a TorchModel as manifests: pure builders; `reconcile` gets them through `desired_objects`.
 
-Nothing here reads the cluster. The same model and image always give the same bytes, so that the hash on each child tells
-whether there is anything to write, across restarts of the operator as well.
+`revision_of` and `applied_hash_of` stand beside it and read back what it wrote. Nothing here reads the cluster. The same
+model and image always give the same bytes, so that the hash on each child tells whether there is anything to write, across
+restarts of the operator as well.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ OPERATOR = "torchmodel-operator"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+CHILD_SELECTOR = f"{LABEL_MANAGED_BY}={OPERATOR}"
+"""Only the children and pods that it matches are listed and watched; `owner_labels` sees to it that all of ours are."""
 LABEL_MODEL = "serving.torchmodel.dev/model"
 LABEL_REVISION = "serving.torchmodel.dev/revision"
 """Hash of the pod template, on its pods: tells the newest revision's pods without watching ReplicaSets."""
@@ -46,7 +48,7 @@ REASON_SCHEDULING = "Scheduling"  # a pod waits for a node, for less than the gr
 REASON_KUBE_API = "KubernetesApiError"  # the API server refused or did not answer; tried again
 # Ready=False, settled
 REASON_SCALED_TO_ZERO = "ScaledToZero"  # spec.replicas is 0
-REASON_AS_WISHED = "Settled"  # Reconciling and Stalled are False
+REASON_SETTLED = "Settled"  # Reconciling and Stalled are False
 # Stalled=True: nothing will change until somebody does something; the message says what
 REASON_INVALID_SPEC = "InvalidSpec"
 REASON_UNSCHEDULABLE = "Unschedulable"

@@ -24,9 +24,6 @@ START_TIMEOUT_S = 60.0
 """How long the API server may be away at the start before the process gives up and is restarted."""
 START_RETRY_S = 2.0
 
-CHILD_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.OPERATOR}"
-"""Only these children and pods are listed and watched."""
-
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +88,7 @@ class Resync:
         """List one kind, keep what is new, forget what is gone."""
         seen: set[tuple[str, str]] = set()
         versions = []
-        labels = "" if resource is MODELS else CHILD_SELECTOR
+        labels = "" if resource is MODELS else names.CHILD_SELECTOR
         changed: set[Key | None] = set()
         for namespace in self._namespaces:
             items, version = await list_all(self._kube, resource, namespace, labels)

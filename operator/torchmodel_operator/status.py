@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
 
 def derive_status(facts: Facts, now: str) -> TorchModelStatus:
     """Derive the status. `now` (RFC 3339) becomes the transition time of conditions that change."""
-    verdict = judge(facts)
+    verdict = judge_model(facts)
     deployment = facts.deployment
     status = TorchModelStatus(
         observed_generation=facts.generation,
@@ -66,7 +66,7 @@ def derive_status(facts: Facts, now: str) -> TorchModelStatus:
     return _with_loaded(status, facts)
 
 
-def judge(facts: Facts) -> Verdict:
+def judge_model(facts: Facts) -> Verdict:
     """Decide between settled, reconciling and stalled, with the reason and sentence that all conditions show."""
     problem = facts.problem
     if problem is not None:
@@ -159,7 +159,7 @@ def _make_conditions(verdict: Verdict, facts: Facts, now: str) -> list[Condition
     conditions = []
     for kind, holds, reason, message in parts:
         if not holds and kind != names.CONDITION_READY:
-            reason, message = names.REASON_AS_WISHED, ""
+            reason, message = names.REASON_SETTLED, ""
         value: Literal["True", "False"] = "True" if holds else "False"
         previous = get_condition(facts.previous, kind)
         since = previous.last_transition_time if previous and previous.status == value else now
