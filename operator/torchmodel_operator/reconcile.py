@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from torchmodel_runtime.config import CODE_NOT_ALLOWED
-
 from torchmodel_operator import manifests, names
+from torchmodel_operator.consent import check_consent, check_location
 from torchmodel_operator.diagnosis import (
     Diagnosis,
     PodEvent,
@@ -95,7 +94,9 @@ async def reconcile(key: Key, world: World) -> float | None:
         return None
     body = json.loads(record.body)
     try:
-        model = parse_wished(body, world.settings)
+        model = parse_model(body)
+        check_location(model)
+        check_consent(model, world.settings)
     except SpecError as error:
         refused = Applied(Problem(error.reason, error.message, error.next_step))
         return await conclude(record, body, None, refused, Seen(), world)
@@ -104,35 +105,8 @@ async def reconcile(key: Key, world: World) -> float | None:
     applied = await apply_children(model, desired, children, world)
     if applied is None:
         return None
-    seen = await look(model, desired, world)
+    seen = await look_at_replicas(model, desired, world)
     return await conclude(record, body, model, applied, seen, world)
-
-
-def parse_wished(body: dict[str, Any], settings: OperatorSettings) -> Model:
-    """Parse, and check what only this operator can judge. Raises SpecError. Pure."""
-    model = parse_model(body)
-    uri = model.spec.checkpoint.uri
-    if uri.startswith("file:") and not uri.startswith("file:///"):
-        raise SpecError(
-            f"spec.checkpoint.uri: got {uri!r}, which is relative to a manifest; a cluster has no such place",
-            "upload the checkpoint and give its s3:// or https:// address, or a file:/// path in the serving image.",
-        )
-    asks_for_code = model.spec.security.allow_code_execution or model.spec.architecture.source is not None
-    if asks_for_code and not settings.allow_code_execution:
-        raise SpecError(
-            "spec.security.allowCodeExecution: got true, but this operator was installed without consent to run code that "
-            "comes with a model",
-            "have an administrator set the chart value allowCodeExecution=true, or build the class into spec.image and remove "
-            "spec.architecture.source and spec.security.allowCodeExecution.",
-            CODE_NOT_ALLOWED,
-        )
-    return model
-
-
-def newest_pods(desired: Sequence[manifests.Manifest], pods: Sequence[PodFacts]) -> tuple[PodFacts, ...]:
-    """The replicas of the revision that is wished now, those being deleted left out."""
-    revision = next(manifests.revision_of(child) for child in desired if child["kind"] == "Deployment")
-    return tuple(pod for pod in pods if pod.revision == revision and not pod.is_deleting)
 
 
 async def apply_children(
@@ -149,7 +123,7 @@ async def apply_children(
                 return Applied(_name_taken(manifest, child), writes=tuple(writes))
             if child is not None and _is_as_applied(manifest, child, world):
                 continue
-            if not writes and not await is_current(Key(model.namespace, model.name), model.uid, world):
+            if not writes and await forget_if_gone(Key(model.namespace, model.name), model.uid, world):
                 return None
             answer = await world.kube.apply(manifest, names.MANAGER_CHILDREN)
             world.ledger.note_applied(observe_child(answer))
@@ -184,24 +158,33 @@ async def find_child(manifest: manifests.Manifest, world: World) -> ChildRecord 
     return found
 
 
-async def is_current(key: Key, uid: str, world: World) -> bool:
-    """Ask once, before the first write, whether the model still exists: kopf does not report every deletion."""
+async def forget_if_gone(key: Key, uid: str, world: World) -> bool:
+    """Ask whether the model went unnoticed, and forget it then: kopf does not report every deletion.
+
+    True when nothing may be written for it any more: it is gone, or on its way.
+    """
     body = await world.kube.get(MODELS, key.namespace, key.name)
     if body is not None and body["metadata"]["uid"] == uid:
-        return "deletionTimestamp" not in body["metadata"]
+        return "deletionTimestamp" in body["metadata"]
     record = world.ledger.get_model(key)
     if record is not None and record.identity.uid == uid:
         world.ledger.remove(record)
-    return False
+    return True
 
 
-async def look(model: Model, desired: Sequence[manifests.Manifest], world: World) -> Seen:
+async def look_at_replicas(model: Model, desired: Sequence[manifests.Manifest], world: World) -> Seen:
     """Gather what is known of the newest revision's replicas: why they do not serve, and what they loaded when they do."""
     pods = newest_pods(desired, world.ledger.list_pods(Key(model.namespace, model.name)))
     now_s = world.wall_clock()
     stuck = [pod for pod in pods if needs_events(pod, now_s)][:MAX_EVENT_LOOKUPS]
     events = {pod.identity.uid: await list_warnings(pod, world) for pod in stuck}
     return Seen(pods, diagnose(pods, model.spec, events, now_s), await world.reports.read(model.name, pods))
+
+
+def newest_pods(desired: Sequence[manifests.Manifest], pods: Sequence[PodFacts]) -> tuple[PodFacts, ...]:
+    """The replicas of the revision that is wished now, those being deleted left out."""
+    revision = next(manifests.revision_of(child) for child in desired if child["kind"] == "Deployment")
+    return tuple(pod for pod in pods if pod.revision == revision and not pod.is_deleting)
 
 
 async def list_warnings(pod: PodFacts, world: World) -> list[PodEvent]:
@@ -263,7 +246,7 @@ async def apply_status(record: ModelRecord, status: TorchModelStatus, world: Wor
         world.ledger.put(observe_model(await world.kube.apply(body, names.MANAGER_STATUS, "status")))
     except KubeError as error:
         if error.status in (404, 409):
-            await is_current(Key(identity.namespace, identity.name), identity.uid, world)
+            await forget_if_gone(Key(identity.namespace, identity.name), identity.uid, world)
         raise
 
 
