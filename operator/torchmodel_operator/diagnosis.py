@@ -16,7 +16,7 @@ import msgspec
 from torchmodel_runtime.config import Failure
 
 from torchmodel_operator import names
-from torchmodel_operator.observed import ContainerFacts, Ended, PodFacts
+from torchmodel_operator.observed import ContainerFacts, DeploymentFacts, Ended, PodFacts
 from torchmodel_operator.spec import TorchModelSpec
 
 UNSCHEDULABLE_GRACE_S = 10.0
@@ -229,6 +229,25 @@ CHECKS: tuple[Check, ...] = (
     check_server,
     check_eviction,
 )
+
+
+def choose_problem(
+    applied: Problem | None, deployment: DeploymentFacts | None, replicas: Problem | None, spec: TorchModelSpec | None
+) -> Problem | None:
+    """The one problem that status shows, of those of the children, the Deployment and its replicas.
+
+    It is the first on the way from spec to serving, because what comes later only follows from it: what was not applied makes
+    no pods, a Deployment whose pods are refused has no replica, and the deadline says less than a replica that shows why.
+    """
+    if applied is not None:
+        return applied
+    if deployment is not None and deployment.refusal:
+        return diagnose_refusal(deployment.refusal)
+    if replicas is not None:
+        return replicas
+    if deployment is not None and deployment.is_stuck and spec is not None:
+        return diagnose_stuck(spec)
+    return None
 
 
 def diagnose_refusal(message: str) -> Problem:

@@ -21,9 +21,9 @@ from torchmodel_operator.diagnosis import (
     Diagnosis,
     PodEvent,
     Problem,
+    choose_problem,
     diagnose,
     diagnose_refusal,
-    diagnose_stuck,
     needs_events,
 )
 from torchmodel_operator.errors import KubeError, SpecError
@@ -73,7 +73,11 @@ class Applied(NamedTuple):
     problem: Problem | None = None
     error: KubeError | None = None
     """To be tried again by the queue."""
+    retry_s: float | None = None
+    """What was refused is tried again then."""
     writes: tuple[str, ...] = ()
+    is_gone: bool = False
+    """The model went meanwhile: nothing was written and nothing is left to do."""
 
 
 class Seen(NamedTuple):
@@ -93,26 +97,34 @@ async def reconcile(key: Key, world: World) -> float | None:
     if record is None or record.is_deleting:
         return None
     body = json.loads(record.body)
+    model: Model | None
     try:
         model = parse_model(body)
         check_location(model)
         check_consent(model, world.settings)
     except SpecError as error:
-        refused = Applied(Problem(error.reason, error.message, error.next_step))
-        return await conclude(record, body, None, refused, Seen(), world)
-    children = world.ledger.list_children(key)
-    desired = manifests.desired_objects(model, world.settings.runtime_image)
-    applied = await apply_children(model, desired, children, world)
-    if applied is None:
-        return None
-    seen = await look_at_replicas(model, desired, world)
-    return await conclude(record, body, model, applied, seen, world)
+        model, applied, seen = None, Applied(Problem(error.reason, error.message, error.next_step)), Seen()
+    else:
+        children = world.ledger.list_children(key)
+        desired = manifests.desired_objects(model, world.settings.runtime_image)
+        applied = await apply_children(model, desired, children, world)
+        if applied.is_gone:
+            return None
+        seen = await look_at_replicas(model, desired, world)
+    facts = gather_facts(body, model, applied, seen, world.ledger)
+    status = derive_status(facts, _rfc3339(world.wall_clock()))
+    writes = applied.writes + await publish(record, body, status, world)
+    if writes:
+        log.info("reconciled", extra={"namespace": key.namespace, "model": key.name, "writes": writes})
+    if applied.error is not None:
+        raise applied.error
+    return next_look_s(applied, seen)
 
 
 async def apply_children(
     model: Model, desired: Sequence[manifests.Manifest], children: Sequence[ChildRecord], world: World
-) -> Applied | None:
-    """Write what is missing, changed or edited, and delete what is no longer wished. None when the model is gone."""
+) -> Applied:
+    """Write what is missing, changed or edited, and delete what is no longer wished."""
     writes: list[str] = []
     try:
         for manifest in desired:
@@ -120,11 +132,11 @@ async def apply_children(
             if child is not None and child.owner_uid != model.uid:
                 if child.owner_uid and child.owner == Key(model.namespace, model.name):
                     raise KubeError(f"{manifest['kind']} {model.name} of a deleted namesake is still there", status=409)
-                return Applied(_name_taken(manifest, child), writes=tuple(writes))
+                return Applied(_name_taken(manifest, child), retry_s=REFUSED_RETRY_S, writes=tuple(writes))
             if child is not None and _is_as_applied(manifest, child, world):
                 continue
             if not writes and await forget_if_gone(Key(model.namespace, model.name), model.uid, world):
-                return None
+                return Applied(is_gone=True)
             answer = await world.kube.apply(manifest, names.MANAGER_CHILDREN)
             world.ledger.note_applied(observe_child(answer))
             writes.append(f"apply {manifest['kind']}")
@@ -136,8 +148,10 @@ async def apply_children(
     except KubeError as error:
         if error.is_retryable:
             step = "none; it is tried again by itself. If it stays, see the operator's log."
-            return Applied(Problem(names.REASON_KUBE_API, error.message, step, is_retried=True), error, tuple(writes))
-        return Applied(diagnose_refusal(error.message), writes=tuple(writes))
+            return Applied(
+                Problem(names.REASON_KUBE_API, error.message, step, is_retried=True), error, writes=tuple(writes)
+            )
+        return Applied(diagnose_refusal(error.message), retry_s=REFUSED_RETRY_S, writes=tuple(writes))
     return Applied(writes=tuple(writes))
 
 
@@ -199,38 +213,33 @@ async def list_warnings(pod: PodFacts, world: World) -> list[PodEvent]:
     return [PodEvent(event.get("reason", ""), event.get("note", "")) for event in newest]
 
 
-async def conclude(
-    record: ModelRecord, body: dict[str, Any], model: Model | None, applied: Applied, seen: Seen, world: World
-) -> float:
-    """Derive the status and write it if it says something new. Returns when to look again; raises `applied.error`."""
-    deployment = _own_deployment(record, world)
-    previous = parse_status(body.get("status", {}))
-    facts = Facts(
-        name=record.identity.name,
-        namespace=record.identity.namespace,
-        generation=body["metadata"].get("generation", 0),
+def gather_facts(body: dict[str, Any], model: Model | None, applied: Applied, seen: Seen, ledger: Ledger) -> Facts:
+    """Put together all that the status is derived from; `model` is None when the spec cannot be carried out."""
+    metadata = body["metadata"]
+    deployment = _own_deployment(metadata, ledger)
+    return Facts(
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        generation=metadata.get("generation", 0),
         wished_replicas=model.spec.replicas if model else None,
         is_applied=applied.problem is None,
         deployment=deployment,
         pods=seen.pods,
-        problem=applied.problem or _refusal(deployment) or seen.diagnosis.problem or _stuck(deployment, model),
+        problem=choose_problem(applied.problem, deployment, seen.diagnosis.problem, model.spec if model else None),
         report=seen.reading.report,
-        previous=previous,
+        previous=parse_status(body.get("status", {})),
     )
-    status = derive_status(facts, _rfc3339(world.wall_clock()))
-    writes = applied.writes
-    if not is_same(render_status(status), body.get("status", {})):
-        await apply_status(record, status, world)
-        writes += (f"status {status.conditions[0].reason}",)
-        if announcement := announce(previous, status):
-            world.recorder.record(record.identity, announcement)
-    if writes:
-        log.info("reconciled", extra={"namespace": facts.namespace, "model": facts.name, "writes": writes})
-    if applied.error is not None:
-        raise applied.error
-    is_refused = applied.problem is not None and model is not None
-    waits = (seen.diagnosis.recheck_s, seen.reading.retry_s, REFUSED_RETRY_S if is_refused else None, _resync_s())
-    return min(wait for wait in waits if wait is not None)
+
+
+async def publish(record: ModelRecord, body: dict[str, Any], status: TorchModelStatus, world: World) -> tuple[str, ...]:
+    """Write the status if it says something new, with an Event if people care. Returns what was written, for the log."""
+    published = body.get("status", {})
+    if is_same(render_status(status), published):
+        return ()
+    await apply_status(record, status, world)
+    if announcement := announce(parse_status(published), status):
+        world.recorder.record(record.identity, announcement)
+    return (f"status {status.conditions[0].reason}",)
 
 
 async def apply_status(record: ModelRecord, status: TorchModelStatus, world: World) -> None:
@@ -248,6 +257,13 @@ async def apply_status(record: ModelRecord, status: TorchModelStatus, world: Wor
         if error.status in (404, 409):
             await forget_if_gone(Key(identity.namespace, identity.name), identity.uid, world)
         raise
+
+
+def next_look_s(applied: Applied, seen: Seen) -> float:
+    """When to look again although no event tells to."""
+    resync_s = RESYNC_S * random.uniform(0.8, 1.2)  # noqa: S311  spreads load, keeps no secret
+    waits = (seen.diagnosis.recheck_s, seen.reading.retry_s, applied.retry_s, resync_s)
+    return min(wait for wait in waits if wait is not None)
 
 
 def _is_as_applied(manifest: manifests.Manifest, child: ChildRecord, world: World) -> bool:
@@ -270,10 +286,9 @@ def _unwished(
     ]
 
 
-def _own_deployment(record: ModelRecord, world: World) -> DeploymentFacts | None:
-    identity = record.identity
-    child = world.ledger.get_child("Deployment", identity.namespace, names.workload_name(identity.name))
-    return child.deployment if child is not None and child.owner_uid == identity.uid else None
+def _own_deployment(metadata: dict[str, Any], ledger: Ledger) -> DeploymentFacts | None:
+    child = ledger.get_child("Deployment", metadata["namespace"], names.workload_name(metadata["name"]))
+    return child.deployment if child is not None and child.owner_uid == metadata["uid"] else None
 
 
 def _name_taken(manifest: manifests.Manifest, child: ChildRecord) -> Problem:
@@ -286,14 +301,6 @@ def _name_taken(manifest: manifests.Manifest, child: ChildRecord) -> Problem:
     )
 
 
-def _refusal(deployment: DeploymentFacts | None) -> Problem | None:
-    return diagnose_refusal(deployment.refusal) if deployment and deployment.refusal else None
-
-
-def _stuck(deployment: DeploymentFacts | None, model: Model | None) -> Problem | None:
-    return diagnose_stuck(model.spec) if deployment and deployment.is_stuck and model else None
-
-
 def _event_time(event: dict[str, Any]) -> str:
     series = event.get("series") or {}
     times = (series.get("lastObservedTime"), event.get("deprecatedLastTimestamp"), event.get("eventTime"))
@@ -302,7 +309,3 @@ def _event_time(event: dict[str, Any]) -> str:
 
 def _rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _resync_s() -> float:
-    return RESYNC_S * random.uniform(0.8, 1.2)  # noqa: S311  spreads load, keeps no secret
