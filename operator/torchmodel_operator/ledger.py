@@ -1,6 +1,7 @@
 """What the operator knows of the cluster: one slim record for each watched object, found by the TorchModel it belongs to.
 
-Fed by `handlers` (watch events), by `reconcile` (answers to its own writes) and by `resync` (lists); read by `reconcile`.
+Fed by `handlers` (watch events), by `reconcile` and `children` (answers to their own calls) and by `resync` (lists); read by
+`reconcile` and `children`.
 States of one object may arrive in any order, so an older one never replaces a newer one. kopf never reports what was
 deleted while its watch was down; such ghosts are found by `sweep`, given a fresh list.
 """

@@ -16,28 +16,13 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from torchmodel_operator import manifests, names
+from torchmodel_operator.children import Applied, apply_children, forget_if_gone
 from torchmodel_operator.consent import check_consent, check_location
-from torchmodel_operator.diagnosis import (
-    Diagnosis,
-    PodEvent,
-    Problem,
-    choose_problem,
-    diagnose,
-    diagnose_refusal,
-    needs_events,
-)
+from torchmodel_operator.diagnosis import Diagnosis, PodEvent, Problem, choose_problem, diagnose, needs_events
 from torchmodel_operator.errors import KubeError, SpecError
-from torchmodel_operator.kube import BUDGETS, BY_KIND, EVENTS, MODELS, KubeApi
+from torchmodel_operator.kube import EVENTS, KubeApi
 from torchmodel_operator.ledger import Ledger
-from torchmodel_operator.observed import (
-    ChildRecord,
-    DeploymentFacts,
-    Key,
-    ModelRecord,
-    PodFacts,
-    observe_child,
-    observe_model,
-)
+from torchmodel_operator.observed import DeploymentFacts, Key, ModelRecord, PodFacts, observe_model
 from torchmodel_operator.recorder import Recorder, announce
 from torchmodel_operator.report import Reading, Reports
 from torchmodel_operator.settings import OperatorSettings
@@ -46,8 +31,6 @@ from torchmodel_operator.status import Facts, derive_status, is_same, parse_stat
 
 RESYNC_S = 36_000.0
 """Every model is looked at again about this often, should an event ever be lost."""
-REFUSED_RETRY_S = 15.0
-"""What the API server refused is tried again this often: the cause lies outside the TorchModel, so no event will tell."""
 MAX_EVENT_LOOKUPS = 3
 """Pods of one model whose Events are read in one round."""
 
@@ -65,19 +48,6 @@ class World:
     settings: OperatorSettings
     wall_clock: Callable[[], float]
     """Seconds since 1970."""
-
-
-class Applied(NamedTuple):
-    """How far the children are as wished."""
-
-    problem: Problem | None = None
-    error: KubeError | None = None
-    """To be tried again by the queue."""
-    retry_s: float | None = None
-    """What was refused is tried again then."""
-    writes: tuple[str, ...] = ()
-    is_gone: bool = False
-    """The model went meanwhile: nothing was written and nothing is left to do."""
 
 
 class Seen(NamedTuple):
@@ -107,7 +77,7 @@ async def reconcile(key: Key, world: World) -> float | None:
     else:
         children = world.ledger.list_children(key)
         desired = manifests.desired_objects(model, world.settings.runtime_image)
-        applied = await apply_children(model, desired, children, world)
+        applied = await apply_children(model, desired, children, world.kube, world.ledger)
         if applied.is_gone:
             return None
         seen = await look_at_replicas(model, desired, world)
@@ -119,71 +89,6 @@ async def reconcile(key: Key, world: World) -> float | None:
     if applied.error is not None:
         raise applied.error
     return next_look_s(applied, seen)
-
-
-async def apply_children(
-    model: Model, desired: Sequence[manifests.Manifest], children: Sequence[ChildRecord], world: World
-) -> Applied:
-    """Write what is missing, changed or edited, and delete what is no longer wished."""
-    writes: list[str] = []
-    try:
-        for manifest in desired:
-            child = await find_child(manifest, world)
-            if child is not None and child.owner_uid != model.uid:
-                if child.owner_uid and child.owner == Key(model.namespace, model.name):
-                    raise KubeError(f"{manifest['kind']} {model.name} of a deleted namesake is still there", status=409)
-                return Applied(_name_taken(manifest, child), retry_s=REFUSED_RETRY_S, writes=tuple(writes))
-            if child is not None and _is_as_applied(manifest, child, world):
-                continue
-            if not writes and await forget_if_gone(Key(model.namespace, model.name), model.uid, world):
-                return Applied(is_gone=True)
-            answer = await world.kube.apply(manifest, names.MANAGER_CHILDREN)
-            world.ledger.note_applied(observe_child(answer))
-            writes.append(f"apply {manifest['kind']}")
-        for child in _unwished(model, desired, children):
-            identity = child.identity
-            await world.kube.delete(BY_KIND[identity.kind], identity.namespace, identity.name, identity.uid)
-            world.ledger.remove(child)
-            writes.append(f"delete {identity.kind}")
-    except KubeError as error:
-        if error.is_retryable:
-            step = "none; it is tried again by itself. If it stays, see the operator's log."
-            return Applied(
-                Problem(names.REASON_KUBE_API, error.message, step, is_retried=True), error, writes=tuple(writes)
-            )
-        return Applied(diagnose_refusal(error.message), retry_s=REFUSED_RETRY_S, writes=tuple(writes))
-    return Applied(writes=tuple(writes))
-
-
-async def find_child(manifest: manifests.Manifest, world: World) -> ChildRecord | None:
-    """The object of the manifest's name: as watched, else as the API server has it, for it may not bear our labels."""
-    metadata = manifest["metadata"]
-    child = world.ledger.get_child(manifest["kind"], metadata["namespace"], metadata["name"])
-    if child is not None and not child.is_deleting:
-        return child
-    body = await world.kube.get(BY_KIND[manifest["kind"]], metadata["namespace"], metadata["name"])
-    if body is None:
-        return None
-    found = observe_child({"kind": manifest["kind"], **body})
-    if found.is_deleting:
-        raise KubeError(f"{manifest['kind']} {metadata['name']} is still being deleted", status=409)
-    if found.is_watched:
-        world.ledger.put(found)
-    return found
-
-
-async def forget_if_gone(key: Key, uid: str, world: World) -> bool:
-    """Ask whether the model went unnoticed, and forget it then: kopf does not report every deletion.
-
-    True when nothing may be written for it any more: it is gone, or on its way.
-    """
-    body = await world.kube.get(MODELS, key.namespace, key.name)
-    if body is not None and body["metadata"]["uid"] == uid:
-        return "deletionTimestamp" in body["metadata"]
-    record = world.ledger.get_model(key)
-    if record is not None and record.identity.uid == uid:
-        world.ledger.remove(record)
-    return True
 
 
 async def look_at_replicas(model: Model, desired: Sequence[manifests.Manifest], world: World) -> Seen:
@@ -255,7 +160,7 @@ async def apply_status(record: ModelRecord, status: TorchModelStatus, world: Wor
         world.ledger.put(observe_model(await world.kube.apply(body, names.MANAGER_STATUS, "status")))
     except KubeError as error:
         if error.status in (404, 409):
-            await forget_if_gone(Key(identity.namespace, identity.name), identity.uid, world)
+            await forget_if_gone(Key(identity.namespace, identity.name), identity.uid, world.kube, world.ledger)
         raise
 
 
@@ -266,39 +171,9 @@ def next_look_s(applied: Applied, seen: Seen) -> float:
     return min(wait for wait in waits if wait is not None)
 
 
-def _is_as_applied(manifest: manifests.Manifest, child: ChildRecord, world: World) -> bool:
-    is_applied = child.is_watched and child.applied_hash == manifests.applied_hash_of(manifest)
-    return is_applied and not world.ledger.is_drifted(child)
-
-
-def _unwished(
-    model: Model, desired: Sequence[manifests.Manifest], children: Sequence[ChildRecord]
-) -> list[ChildRecord]:
-    """Children of this model that it no longer has: today only the PodDisruptionBudget can become one."""
-    wished = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
-    return [
-        child
-        for child in children
-        if child.owner_uid == model.uid
-        and not child.is_deleting
-        and child.identity.kind == BUDGETS.kind
-        and (child.identity.kind, child.identity.name) not in wished
-    ]
-
-
 def _own_deployment(metadata: dict[str, Any], ledger: Ledger) -> DeploymentFacts | None:
     child = ledger.get_child("Deployment", metadata["namespace"], names.workload_name(metadata["name"]))
     return child.deployment if child is not None and child.owner_uid == metadata["uid"] else None
-
-
-def _name_taken(manifest: manifests.Manifest, child: ChildRecord) -> Problem:
-    identity = child.identity
-    return Problem(
-        names.REASON_NAME_TAKEN,
-        f"{identity.kind} {identity.name} exists in namespace {identity.namespace} and does not belong to this TorchModel",
-        f"delete it (kubectl delete {manifest['kind'].lower()} {identity.name} -n {identity.namespace}) if nothing needs it, "
-        "or give the TorchModel another name.",
-    )
 
 
 def _event_time(event: dict[str, Any]) -> str:
