@@ -1,7 +1,7 @@
 """The only room that speaks to the API server (kopf's own watches aside): a small protocol and its one implementation.
 
-Called by `reconcile`, `children`, `lease`, `recorder` and `resync`. Objects are plain dicts; the typed models of the client cost ten
-times the time and memory. Writes are server-side applies with force, so a write says the whole of what we want and
+Called by `reconcile`, `children`, `lease`, `recorder` and `resync`. Objects are plain dicts; the typed models of the client
+cost ten times the time and memory. Writes are server-side applies with force, so a write says the whole of what we want and
 another writer's fields stay. Every call has a timeout, calls are limited in rate, and those that may be repeated are.
 """
 

@@ -1,7 +1,7 @@
 """What the operator keeps of the objects it watches: slim frozen records, and the pure projections that make them.
 
-Called by `handlers` for every event, by `reconcile` and `children` for what the API server answers and by
-`resync` for what lists hold; `ledger` keeps the records. A decoded Deployment is about 26 KiB, a record well under one; thousands are kept.
+Called by `handlers` for every event, by `reconcile` and `children` for what the API server answers, by `resync` for lists;
+`ledger` keeps the records. A decoded Deployment is about 26 KiB, a record well under one; thousands are kept.
 """
 
 from __future__ import annotations
