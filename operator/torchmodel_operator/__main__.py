@@ -19,12 +19,11 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from kubernetes.aio.client import ApiClient, Configuration
 
 from torchmodel_operator.errors import KubeError
 from torchmodel_operator.handlers import Desk, watch, work
 from torchmodel_operator.jsonlines import set_up_logging
-from torchmodel_operator.kube import WATCHED, AioKube, TokenBucket, load_configuration
+from torchmodel_operator.kube import WATCHED, AioKube, connect
 from torchmodel_operator.lease import Elector
 from torchmodel_operator.ledger import Ledger
 from torchmodel_operator.names import LEASE
@@ -46,13 +45,9 @@ log = logging.getLogger(__name__)
 class Operator:
     """All parts of one operator process."""
 
-    def __init__(
-        self, settings: OperatorSettings, configuration: Configuration, session: aiohttp.ClientSession
-    ) -> None:
-        self.settings, self.configuration = settings, configuration
+    def __init__(self, settings: OperatorSettings, kube: AioKube, session: aiohttp.ClientSession) -> None:
+        self.settings, self.kube = settings, kube
         clock = time.monotonic
-        self.client = ApiClient(configuration)
-        self.kube = AioKube(self.client, TokenBucket(settings.kube_qps, 2 * settings.kube_qps), clock)
         self.ledger = Ledger()
         self.queue: WorkQueue[Key] = WorkQueue(jitter=lambda: random.uniform(0.8, 1.2))  # noqa: S311  spreads load
         self.vitals = Vitals(clock, [resource.plural for resource in WATCHED])
@@ -75,7 +70,7 @@ class Operator:
         election = asyncio.create_task(self.elector.run(self.leading))
         signalled = asyncio.create_task(self._await_signal(started))
         sweeping = asyncio.create_task(self.resync.run())
-        desk = Desk(self.ledger, self.queue, self._make_session, self.configuration.host)
+        desk = Desk(self.ledger, self.queue, self._make_session, self.kube.host)
         watching = asyncio.create_task(watch(desk, self.settings.namespaces, self.kopf_stop, started))
         ends: set[asyncio.Task[None]] = {election, signalled, watching, sweeping}
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -125,9 +120,8 @@ class Operator:
         async def authorize(
             request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
         ) -> aiohttp.ClientResponse:
-            setting = (await self.configuration.auth_settings()).get("BearerToken")
-            if setting:
-                request.headers["Authorization"] = setting["value"]
+            if authorization := await self.kube.authorization():
+                request.headers["Authorization"] = authorization
             if request.method == "GET":
                 plural, is_watch = request.url.name, "watch" in request.url.query
                 self.vitals.note_request(plural, is_watch)
@@ -135,16 +129,16 @@ class Operator:
                     self.resync.note_relist(plural)
             return await handler(request)
 
-        connector = aiohttp.TCPConnector(limit=0, ssl=self.client.rest_client.ssl_context)
+        connector = aiohttp.TCPConnector(limit=0, ssl=self.kube.ssl_context)
         return aiohttp.ClientSession(connector=connector, middlewares=(authorize,), trust_env=True)
 
 
 async def run(settings: OperatorSettings, kubeconfig: str) -> int:
     """Run the operator; returns the exit code."""
     try:
-        configuration = await load_configuration(kubeconfig)
+        kube = await connect(kubeconfig, settings.kube_qps, time.monotonic)
         async with aiohttp.ClientSession() as session:
-            operator = Operator(settings, configuration, session)
+            operator = Operator(settings, kube, session)
             runner = web.AppRunner(make_app(operator.vitals, operator.measure), access_log=None)
             await runner.setup()
             await web.TCPSite(runner, port=settings.probe_port).start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode
@@ -120,6 +121,22 @@ class AioKube:
         self._client, self._bucket, self._clock = client, bucket, clock
         self.calls: dict[tuple[str, str], int] = {}
         """Requests sent, by HTTP method and resource; /metrics shows them."""
+
+    @property
+    def host(self) -> str:
+        """Address of the API server."""
+        return str(self._client.configuration.host)
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """How the API server is known, and this client to it where it has a certificate."""
+        context: ssl.SSLContext = self._client.rest_client.ssl_context
+        return context
+
+    async def authorization(self) -> str | None:
+        """The newest token, as the header Authorization wants it; None where there is none."""
+        setting = (await self._client.configuration.auth_settings()).get("BearerToken")
+        return setting["value"] if setting else None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -235,6 +252,11 @@ async def load_configuration(kubeconfig: str) -> Configuration:
     else:
         config.load_incluster_config(client_configuration=configuration)
     return configuration
+
+
+async def connect(kubeconfig: str, qps: float, clock: Callable[[], float]) -> AioKube:
+    """The API server that `load_configuration` finds, asked at most `qps` times a second, with bursts of twice that."""
+    return AioKube(ApiClient(await load_configuration(kubeconfig)), TokenBucket(qps, 2 * qps), clock)
 
 
 async def list_all(
