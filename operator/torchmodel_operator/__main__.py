@@ -55,7 +55,7 @@ class Operator:
         recorder = Recorder(self.kube, settings.pod_name, clock)
         self.world = World(self.kube, self.ledger, HttpReports(session, clock), recorder, settings, time.time)
         identity = f"{settings.pod_name}_{secrets.token_hex(4)}"
-        self.elector = Elector(self.kube, settings.lease_namespace, LEASE, identity, clock)
+        self.elector = Elector(self.kube, settings.lease_namespace, LEASE, identity, clock, time.time)
         self.leading, self.stopping, self.kopf_stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self) -> int:

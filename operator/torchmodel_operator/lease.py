@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, NamedTuple
 
 from torchmodel_operator.errors import KubeError
 from torchmodel_operator.kube import LEASES, KubeApi
+from torchmodel_operator.timestamps import format_micro_time
 
 DURATION_S = 12
 """Of client-go's 15 s; a replica killed hard is replaced within this, one RETRY_S and a call."""
@@ -79,9 +80,18 @@ def judge_lease(observation: Observation | None, identity: str, now: float) -> M
 class Elector:
     """Holds or awaits the Lease `name` in `namespace` for `identity`."""
 
-    def __init__(self, kube: KubeApi, namespace: str, name: str, identity: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        kube: KubeApi,
+        namespace: str,
+        name: str,
+        identity: str,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` (monotonic) decides; `wall_clock` (seconds since 1970) is only written, for people and as a sign of life."""
         self._kube, self._namespace, self._name = kube, namespace, name
-        self._identity, self._clock = identity, clock
+        self._identity, self._clock, self._wall_clock = identity, clock, wall_clock
         self._observation: Observation | None = None
         self._renewed_at: float | None = None
 
@@ -147,7 +157,7 @@ class Elector:
 
     async def _write(self, holder: str, transitions: int) -> dict[str, Any]:
         before = self._observation
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now = format_micro_time(self._wall_clock())
         lease: dict[str, Any] = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
 from torchmodel_operator import names
 from torchmodel_operator.spec import KIND
+from torchmodel_operator.timestamps import parse_time
 
 Json = Mapping[str, Any]
 
@@ -186,11 +186,6 @@ def observe_pod(body: Json) -> PodFacts:
         fetcher=_observe_container(status.get("initContainerStatuses", []), names.CONTAINER_FETCHER),
         server=_observe_container(status.get("containerStatuses", []), names.CONTAINER_SERVER),
     )
-
-
-def parse_time(text: str) -> float:
-    """Seconds since 1970 of an API server's time; 0 when there is none."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else 0.0
 
 
 def _identity(body: Json) -> Identity:

@@ -12,7 +12,6 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from torchmodel_operator import manifests, names
@@ -28,6 +27,7 @@ from torchmodel_operator.report import Reading, Reports
 from torchmodel_operator.settings import OperatorSettings
 from torchmodel_operator.spec import API_VERSION, KIND, Model, TorchModelStatus, parse_model
 from torchmodel_operator.status import Facts, derive_status, is_same, parse_status, render_status
+from torchmodel_operator.timestamps import format_time
 
 RESYNC_S = 36_000.0
 """Every model is looked at again about this often, should an event ever be lost."""
@@ -82,7 +82,7 @@ async def reconcile(key: Key, world: World) -> float | None:
             return None
         seen = await look_at_replicas(model, desired, world)
     facts = gather_facts(body, model, applied, seen, world.ledger)
-    status = derive_status(facts, _rfc3339(world.wall_clock()))
+    status = derive_status(facts, format_time(world.wall_clock()))
     writes = applied.writes + await publish(record, body, status, world)
     if writes:
         log.info("reconciled", extra={"namespace": key.namespace, "model": key.name, "writes": writes})
@@ -143,7 +143,7 @@ async def publish(record: ModelRecord, body: dict[str, Any], status: TorchModelS
         return ()
     await apply_status(record, status, world)
     if announcement := announce(parse_status(published), status):
-        world.recorder.record(record.identity, announcement)
+        world.recorder.record(record.identity, announcement, world.wall_clock())
     return (f"status {status.conditions[0].reason}",)
 
 
@@ -180,7 +180,3 @@ def _event_time(event: dict[str, Any]) -> str:
     series = event.get("series") or {}
     times = (series.get("lastObservedTime"), event.get("deprecatedLastTimestamp"), event.get("eventTime"))
     return next((time for time in times if time), "")
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

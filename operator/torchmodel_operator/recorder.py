@@ -10,7 +10,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from torchmodel_operator import names
@@ -19,6 +18,7 @@ from torchmodel_operator.kube import EVENTS, KubeApi
 from torchmodel_operator.observed import Identity
 from torchmodel_operator.spec import API_VERSION, KIND, TorchModelStatus
 from torchmodel_operator.status import get_condition
+from torchmodel_operator.timestamps import format_micro_time
 
 DEDUPLICATION_S = 300.0
 MAX_NOTE_CHARACTERS = 1000
@@ -56,14 +56,19 @@ class Recorder:
         self._posted: dict[tuple[str, Announcement], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def record(self, identity: Identity, announcement: Announcement) -> None:
-        """Post an Event about a TorchModel, unless the same was posted lately or too many are under way."""
+    def record(self, identity: Identity, announcement: Announcement, now_s: float) -> None:
+        """Post an Event about a TorchModel, unless the same was posted lately or too many are under way.
+
+        `now_s`, seconds since 1970, becomes its time.
+        """
         now = self._clock()
         self._posted = {what: at for what, at in self._posted.items() if now - at < DEDUPLICATION_S}
         if (identity.uid, announcement) in self._posted or len(self._tasks) >= MAX_PENDING:
             return
         self._posted[identity.uid, announcement] = now
-        task = asyncio.create_task(self._post(make_event(identity, announcement, self._instance, _rfc3339_micro())))
+        task = asyncio.create_task(
+            self._post(make_event(identity, announcement, self._instance, format_micro_time(now_s)))
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -95,7 +100,3 @@ def make_event(identity: Identity, announcement: Announcement, instance: str, no
             "uid": identity.uid,
         },
     }
-
-
-def _rfc3339_micro() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
