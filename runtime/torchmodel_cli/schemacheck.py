@@ -85,7 +85,8 @@ def _allowed(error: ValidationError) -> str:
         bounds = _range(schema.get("minLength", 0), schema.get("maxLength"))
         return f"must have {bounds} characters, has {len(instance)}"
     if error.validator == "pattern":
-        return f"must match {value}" + _purpose(schema)
+        is_case = re.search(value, instance) is None and re.search(value, instance.lower()) is not None
+        return f"must match {value}" + ("; write it in lower case" if is_case else _purpose(schema))
     return error.message
 
 

@@ -22,6 +22,7 @@ from torchmodel_cli.documents import (
     LocatedDocument,
     ManifestError,
     Problem,
+    boolean_words,
     format_path,
     read_documents,
 )
@@ -75,7 +76,7 @@ def check_file(file: Path) -> CheckedFile:
         kinds = ", ".join(document.kind or "no kind" for document in documents) or "nothing"
         checked.problems.append(Problem(1, (), f"no {KIND} in this file, found {kinds}"))
     for document in documents:
-        checked.problems.extend(check_model(document) if document.kind == KIND else document.duplicates)
+        checked.problems.extend(check_model(document) if document.kind == KIND else document.key_problems)
     checked.problems.sort(key=lambda problem: problem.line)
     return checked
 
@@ -87,11 +88,19 @@ def check_model(document: LocatedDocument) -> list[Problem]:
     schema["required"] = ["apiVersion", "kind", "metadata", "spec"]
     violations = check_schema(document.data, schema)
     violations += _check_identity(document)
+    violations += _check_uri(document.data)
     violations += _check_rules(document.data, violations)
     violations += _check_quantities(document.data)
-    problems = [*document.duplicates, *_check_source(document)]
-    problems += [Problem(document.line_of(path), path, message) for path, message in violations]
+    problems = [*document.key_problems, *_check_source(document)]
+    problems += [
+        Problem(document.line_of(path), path, message + _boolean_hint(document, path)) for path, message in violations
+    ]
     return problems or _judge(document)
+
+
+def _boolean_hint(document: LocatedDocument, path: FieldPath) -> str:
+    word = document.boolean_word_at(path)
+    return f"; an unquoted {word} is a boolean in YAML, write '{word}'" if word else ""
 
 
 def _check_identity(document: LocatedDocument) -> list[Violation]:
@@ -99,7 +108,8 @@ def _check_identity(document: LocatedDocument) -> list[Violation]:
     version = document.data.get("apiVersion", API_VERSION)
     if version != API_VERSION:
         found.append(Violation(("apiVersion",), f"got {shown(version)}, must be {API_VERSION}"))
-    if document.name:
+    metadata = document.data.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("name"), str):
         try:
             check_name(document.name)
         except SpecError as error:
@@ -159,6 +169,22 @@ def _check_quantities(data: Any) -> list[Violation]:
     return found
 
 
+def _check_uri(data: Any) -> list[Violation]:
+    """checkpoint.uri: what the schema lets through and no fetcher can open, and how to write it."""
+    spec = data.get("spec")
+    checkpoint = spec.get("checkpoint") if isinstance(spec, dict) else None
+    uri = checkpoint.get("uri") if isinstance(checkpoint, dict) else None
+    path = uri.removeprefix("file:") if isinstance(uri, str) else ""
+    message = ""
+    if path.startswith("~"):
+        message = f"got {shown(uri)}, ~ is not expanded; write the whole path, as file:///home/me/model.pth"
+    elif isinstance(uri, str) and uri.startswith("file:/") and not uri.startswith("file:///"):
+        message = f"got {shown(uri)}, an absolute path has three slashes: file:///{path.lstrip('/')}"
+    elif uri and "://" not in path and path == uri and not uri.startswith("/"):
+        message = f"got {shown(uri)}, must be s3://bucket/key, https://host/path or, beside this manifest, file:{uri}"
+    return [Violation(("spec", "checkpoint", "uri"), message)] if message else []
+
+
 def parse_quantity(value: object) -> Decimal | None:
     """A Kubernetes quantity in its base unit; None when it is none."""
     match = QUANTITY.fullmatch(str(value))
@@ -215,12 +241,13 @@ def format_problem(file: Path, problem: Problem) -> str:
 
 def notes_of(document: LocatedDocument) -> list[str]:
     """What is allowed and still worth saying before `kubectl apply`."""
+    notes = [f"line {line}: {format_path(path)}: {message}" for line, path, message in boolean_words(document.node)]
     uri = document.data["spec"]["checkpoint"]["uri"]
     if str(uri).startswith("file:") and not str(uri).startswith("file:/"):
-        return [
+        notes.append(
             f"{uri} is relative to this file, so `torchmodel run` serves it; a cluster needs s3://, https:// or http://"
-        ]
-    return []
+        )
+    return notes
 
 
 def validate(files: list[Path]) -> int:

@@ -27,7 +27,7 @@ spec:
   architecture: {{entrypoint: "{entrypoint}"{architecture}}}
   signature:
     inputs: [{{name: x, datatype: FP32, shape: [-1, 3]}}]
-    outputs: [{{name: y, datatype: FP32, shape: [-1, 1]}}]
+    outputs: [{{name: z, datatype: FP32, shape: [-1, 1]}}]
 {rest}"""
 
 SLOW_NET = """\

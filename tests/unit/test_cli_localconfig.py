@@ -29,7 +29,7 @@ spec:
   architecture: {entrypoint: "torch.nn:Linear", kwargs: {in_features: 3, out_features: 1}}
   signature:
     inputs: [{name: x, datatype: FP32, shape: [-1, 3]}]
-    outputs: [{name: y, datatype: FP32, shape: [-1, 1]}]
+    outputs: [{name: z, datatype: FP32, shape: [-1, 1]}]
 """
 
 WITH_CODE = LINEAR.replace("  signature", "  security: {allowCodeExecution: true}\n  signature").replace(

@@ -4,7 +4,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from torchmodel_cli.validation import check_file, check_model, format_problem, parse_quantity
+from torchmodel_cli.documents import parse_documents
+from torchmodel_cli.validation import check_file, check_model, format_problem, notes_of, parse_quantity
 from torchmodel_operator.spec import parse_spec
 
 GOOD = """\
@@ -22,7 +23,7 @@ spec:
     inputs:
       - {name: x, datatype: FP32, shape: [-1, 10]}
     outputs:
-      - {name: y, datatype: FP32, shape: [-1, 1]}
+      - {name: z, datatype: FP32, shape: [-1, 1]}
 """
 
 SOURCE = """\
@@ -129,6 +130,43 @@ def added(text: str) -> str:
             "m.yaml:4: metadata.label: unknown field; did you mean labels?",
             id="a misspelt field of metadata",
         ),
+        pytest.param(
+            GOOD.replace("name: linear", "name: y"),
+            "m.yaml:4: metadata.name: got true, must be a string; an unquoted y is a boolean in YAML, write 'y'",
+            id="a name that kubectl reads as a boolean",
+        ),
+        pytest.param(
+            GOOD.replace("{name: z,", "{name: No,"),
+            "m.yaml:15: spec.signature.outputs[0].name: got false, must be a string; an unquoted No is a boolean",
+            id="a tensor's name that is a boolean",
+        ),
+        pytest.param(
+            GOOD.replace("{in_features: 10,", "{n: 10,"),
+            "m.yaml:10: spec.architecture.kwargs.n: kubectl reads this name as false; quote it: 'n'",
+            id="an argument's name that kubectl reads as a boolean",
+        ),
+        pytest.param(
+            GOOD.replace("s3://models/linear.pth", "models/linear.pth"),
+            "m.yaml:7: spec.checkpoint.uri: got 'models/linear.pth', must be s3://bucket/key, https://host/path or, beside this "
+            "manifest, file:models/linear.pth",
+            id="a path without file:",
+        ),
+        pytest.param(
+            GOOD.replace("s3://models/linear.pth", "file:~/linear.pth"),
+            "m.yaml:7: spec.checkpoint.uri: got 'file:~/linear.pth', ~ is not expanded; write the whole path",
+            id="a path from the home folder",
+        ),
+        pytest.param(
+            GOOD.replace("s3://models/linear.pth", "file:/models/linear.pth"),
+            "m.yaml:7: spec.checkpoint.uri: got 'file:/models/linear.pth', an absolute path has three slashes: "
+            "file:///models/linear.pth",
+            id="an absolute path with one slash",
+        ),
+        pytest.param(
+            GOOD.replace("uri: s3", f"sha256: {'A' * 64}\n    uri: s3"),
+            f"m.yaml:7: spec.checkpoint.sha256: got '{'A' * 59}…, must match ^[0-9a-f]{{64}}$; write it in lower case",
+            id="a digest in upper case",
+        ),
         pytest.param("kind: ConfigMap\n", "m.yaml:1: no TorchModel in this file, found ConfigMap", id="another kind"),
         pytest.param("", "m.yaml:1: no TorchModel in this file, found nothing", id="an empty file"),
         pytest.param("a: 1\nb: [1\nc: 2\n", "m.yaml:3: not YAML: ", id="a bracket that is not closed"),
@@ -198,6 +236,35 @@ def test_quantities_are_read_as_kubernetes_does(text: object, expected: str) -> 
 @pytest.mark.parametrize("text", ["", "4x", "-1", "1 Gi", "Gi", "1e", True, None, "0x10"])
 def test_other_texts_are_no_quantities(text: object) -> None:
     assert parse_quantity(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("y", True), ("N", False), ("Yes", True), ("yEs", "yEs"), ("off", False), ("'y'", "y"), ("~", None),
+        ("1e-5", 1e-5), ("1e5", 100000), ("5.", 5), ("+.5", 0.5), ("1e400", "1e400"), ("1e", "1e"),
+        ("017", 15), ("0o17", 15), ("08", 8), ("0x_1", 1), ("0b11", 3), ("1_000", 1000), ("0", 0), ("-12", -12), ("._", "._"),
+        ("1:30", "1:30"), ("2026-01-01", "2026-01-01"), ("=", "="),
+    ],
+)  # fmt: skip
+def test_values_are_read_as_kubectl_reads_them(text: str, expected: object) -> None:
+    """Each as `kubectl annotate --local -f FILE a=b -o json` of kubectl 1.37.1 prints it."""
+    (document,) = parse_documents(f"a: {text}\n")
+    assert repr(document.data["a"]) == repr(expected)
+
+
+def test_names_of_fields_are_text_as_in_json() -> None:
+    (document,) = parse_documents("{on: 1, 3: 2, no: 3}")
+    assert document.data == {"true": 1, "3": 2, "false": 3}
+
+
+def test_a_boolean_where_anything_is_allowed_is_worth_a_note() -> None:
+    (document,) = parse_documents(GOOD.replace("{in_features: 10,", "{mode: n, bias: true,"))
+    assert check_model(document) == []
+    (note, *_) = notes_of(document)
+    assert note == (
+        "line 10: spec.architecture.kwargs.mode: an unquoted n is the boolean false; if text is meant, write 'n'"
+    )
 
 
 def test_all_examples_are_valid() -> None:

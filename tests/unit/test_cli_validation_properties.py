@@ -16,7 +16,7 @@ GOOD: dict[str, Any] = {
     "metadata": {"name": "m", "labels": {"a": "b"}},
     "spec": {
         "checkpoint": {"uri": "s3://b/k", "credentials": {"secretName": "s"}},
-        "architecture": {"entrypoint": "a:B", "kwargs": {"n": 1}, "source": {"inline": "x = 1"}},
+        "architecture": {"entrypoint": "a:B", "kwargs": {"size": 1}, "source": {"inline": "x = 1"}},
         "task": {"type": "image-classification", "imageClassification": {"mean": [0.5, 0.5, 0.5], "labels": ["a"]}},
         "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "2Gi"}},
         "scheduling": {"tolerations": [{"key": "k", "operator": "Exists"}]},
