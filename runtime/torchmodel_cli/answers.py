@@ -37,11 +37,11 @@ def format_row(row: Any) -> str:
         return _format_labels(list(zip(row["labels"], row["scores"], strict=True)))
     if isinstance(row, dict) and row and all(isinstance(score, int | float) for score in row.values()):
         return _format_labels(list(row.items()))
-    if isinstance(row, list) and all(isinstance(value, int | float) for value in row):
+    if isinstance(row, list) and all(isinstance(value, int | float | None) for value in row):
         return format_vector(row)
     if isinstance(row, dict):
         return "\n".join(f"{name}: {format_row(value)}" for name, value in row.items())
-    return _format_number(row) if isinstance(row, int | float) else str(row)
+    return _format_number(row) if isinstance(row, int | float | None) else str(row)
 
 
 def _format_labels(pairs: list[tuple[str, float]]) -> str:
@@ -72,6 +72,8 @@ def format_vector(values: list[Any]) -> str:
 
 
 def _format_number(value: Any) -> str:
+    if value is None:  # what JSON has for NaN and infinity
+        return "null"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

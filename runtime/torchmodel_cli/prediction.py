@@ -40,7 +40,8 @@ def find_endpoint(target: str, model: str | None) -> Endpoint:
         running = read_running()
         if target not in running:
             known = f"running here: {', '.join(sorted(running))}" if running else "none runs here"
-            raise BadUse(f"no model {target!r} is served by `torchmodel run` on this machine ({known}); give a URL")
+            url = f"http://{target}" if ":" in target or "." in target or target == "localhost" else "a URL"
+            raise BadUse(f"no model {target!r} is served by `torchmodel run` on this machine ({known}); give {url}")
         return Endpoint(running[target], model or target)
     base, name = parse_endpoint(target)
     if model or name:

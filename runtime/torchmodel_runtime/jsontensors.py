@@ -6,6 +6,7 @@ dialect. `where` begins each message: the input's name, or the place in the body
 
 from __future__ import annotations
 
+import re
 import types
 from typing import Any
 
@@ -18,6 +19,9 @@ from torchmodel_runtime.tensors import NUMPY_DTYPES
 
 MAX_DEPTH = 9
 """Nesting of JSON data: a signature has at most 8 dimensions, V1 puts one list around scalars."""
+
+_NOT_JSON = re.compile(rb"[\[,:\s]-?(?:NaN|Infinity)\s*[,\]}]")
+"""What Python's json module writes for numbers that JSON does not have."""
 
 _ELEMENTS: dict[str, Any] = {"b": bool, "u": int, "i": int, "f": float, "O": str}
 
@@ -55,7 +59,8 @@ def decode_json(decoder: msgspec.json.Decoder[Any], data: bytes | msgspec.Raw, w
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(f"{where}: {error}") from None
+        hint = "; JSON has no NaN and no Infinity" if _NOT_JSON.search(data) else ""
+        raise invalid(f"{where}: {error}{hint}") from None
 
 
 def _nesting(data: msgspec.Raw | bytes) -> int:

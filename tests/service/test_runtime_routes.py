@@ -176,7 +176,7 @@ BAD_V2: list[tuple[str, Any, str]] = [
     ("true", v2([True] * 10), "Expected `float`"),
     ("ragged", v2(ROW, ROW[:5], shape=[2, 10]), "ragged"),
     ("too large a number", v2([1e39] * 10), "out of the range of FP32"),
-    ("NaN", json.dumps(v2([float("nan")] * 10)).encode(), "body:"),
+    ("NaN", json.dumps(v2([float("nan")] * 10)).encode(), "; JSON has no NaN and no Infinity"),
     ("deep nesting", b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", "body:"),
     ("not UTF-8", b'{"id": "\xff"}', "body:"),
     ("unknown output", {**v2(ROW), "outputs": [{"name": "z"}]}, "'z' is not an output"),

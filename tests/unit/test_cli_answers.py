@@ -50,7 +50,10 @@ TEXT: list[dict[str, Any]] = [{"name": "text", "datatype": "BYTES", "shape": [-1
             id="many rows are cut",
         ),
         pytest.param({"predictions": [3]}, "3", id="a number"),
-        pytest.param({"predictions": [None]}, "None", id="nothing"),
+        pytest.param({"predictions": [None]}, "null", id="nothing"),
+        pytest.param(
+            {"predictions": [[None, 0.5]]}, "[null, 0.5]", id="a vector with a number that JSON does not have"
+        ),
         pytest.param({"y": [1.0], "z": [2.0]}, "y: [1]\nz: [2]", id="several outputs by name"),
     ],
 )

@@ -270,6 +270,13 @@ def architecture(entrypoint: str, **kwargs: Any) -> Architecture:
     ("wanted", "reason", "words", "advice"),
     [
         (architecture("no_such_package:Net"), "ArchitectureInvalid", "no module 'no_such_package'", "source"),
+        (
+            architecture("torchvison.models:resnet18"),
+            "ArchitectureInvalid",
+            "'torchvison' is installed",
+            "Install it where",
+        ),
+        (architecture("colorsys.py:Net"), "ArchitectureInvalid", "no module 'colorsys.py'", "`import colorsys`"),
         (architecture("torch.nn:Linnear"), "ArchitectureInvalid", "has no 'Linnear'", "Linear"),
         (architecture("torch:nn.Linear"), "ArchitectureInvalid", "leads through the module torch.nn", "torch.nn:"),
         (architecture("torch:float32"), "ArchitectureInvalid", "not callable", "class"),

@@ -92,7 +92,10 @@ def _import_installed(name: str) -> types.ModuleType:
         if name == missing or name.startswith(missing + "."):
             raise _invalid(
                 f"architecture.entrypoint: no module {missing!r} is installed{_similar(missing)}",
-                "Use an image that has the package, or give the code itself: spec.architecture.source.",
+                f"Leave out .py: a module is named as in `import {missing.removesuffix('.py')}`."
+                if missing.endswith(".py")
+                else "Install it where the server runs (in a cluster: use an image that has it), or give the code itself: "
+                "spec.architecture.source.",
             ) from None
         raise _invalid(
             f"importing {name} failed: it needs {missing!r}, which is not installed",
@@ -248,7 +251,7 @@ def _call_text(architecture: Architecture) -> str:
 def _similar(name: str) -> str:
     """The installed package whose name is closest."""
     top = name.partition(".")[0]
-    close = difflib.get_close_matches(top, sorted(importlib.metadata.packages_distributions()), n=1)
+    close = difflib.get_close_matches(top, sorted(importlib.metadata.packages_distributions()), n=1, cutoff=0.8)
     return f" (did you mean {close[0]!r}?)" if close and close[0] != top else ""
 
 
