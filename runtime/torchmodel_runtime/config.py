@@ -69,7 +69,11 @@ class Signature(Document, frozen=True, kw_only=True):
     ]
     outputs: Annotated[
         list[TensorSpec],
-        Meta(min_length=1, max_length=16, description="Output tensors, in the order the module returns them."),
+        Meta(
+            min_length=1,
+            max_length=16,
+            description="Output tensors, in the order the module returns them; by name when it returns a mapping.",
+        ),
     ]
 
 
