@@ -313,6 +313,17 @@ def test_an_entrypoint_that_cannot_work_is_refused_before_it_is_called(
     assert advice in failure.next_step
 
 
+def test_a_package_that_the_class_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needy_net.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(StartError) as caught:
+        start(linear(tmp_path, state(), architecture=architecture("needy_net:Net")))
+    assert (
+        caught.value.failure.message == "importing needy_net failed: it needs 'no_such_package', which is not installed"
+    )
+    assert caught.value.failure.next_step.startswith("Install 'no_such_package' where the server runs")
+
+
 def test_code_runs_only_when_it_is_allowed(tmp_path: Path) -> None:
     save_mlp(tmp_path)
     model = start(mlp_config(tmp_path))

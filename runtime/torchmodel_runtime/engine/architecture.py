@@ -99,7 +99,7 @@ def _import_installed(name: str) -> types.ModuleType:
             ) from None
         raise _invalid(
             f"importing {name} failed: it needs {missing!r}, which is not installed",
-            f"Use an image that has {missing!r}.",
+            f"Install {missing!r} where the server runs (in a cluster: use an image that has it).",
         ) from error
     except Exception as error:  # an import runs the package's code, which may raise anything
         raise _invalid(
