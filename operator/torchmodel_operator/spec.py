@@ -301,8 +301,12 @@ def _option_rule(task_type: str, field: str) -> Rule:
     )
 
 
+_URI_PATTERN = r"^(s3|https?)://[^/]+/.|^file:///.|^file:[^/~]|^/."
+"""What a fetcher can open; file: without slashes is relative to the manifest, and nobody expands ~."""
+
+
 def _is_allowed_uri(uri: str) -> bool:
-    return re.search(r"^(s3|https?)://[^/]+/.|^file:.|^/.", uri) is not None
+    return re.search(_URI_PATTERN, uri) is not None
 
 
 def _declares_batch(spec: TorchModelSpec) -> bool:
@@ -346,7 +350,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("spec", "checkpoint", "uri"),
-        "self.matches('^(s3|https?)://[^/]+/.|^file:.|^/.')",
+        f"self.matches('{_URI_PATTERN}')",
         "must be s3://bucket/key, https://host/path, http://host/path or file:///path",
         lambda spec: _is_allowed_uri(spec.checkpoint.uri),
     ),
