@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## serve a real image model from its manifest and classify a photograph
 	$(BIN)/python examples/demo.py
 
+# file by file, so that servers are shared; in our order, longest first
 test: check $(STAMP)  ## everything that needs no root: checks, unit, service and api tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
