@@ -106,6 +106,7 @@ async def serve(config: ServerConfig, threads: int) -> int:
     from aiohttp import web
 
     from torchmodel_runtime.batcher import Worker
+    from torchmodel_runtime.ports.rest import RestPort
     from torchmodel_runtime.server import Server
 
     loop = asyncio.get_running_loop()
@@ -114,7 +115,9 @@ async def serve(config: ServerConfig, threads: int) -> int:
         loop.add_signal_handler(number, stop.set)
     server = Server(config)
     # cancellation: a client that leaves takes its request out of the queue; shutdown_timeout: drain has waited already
-    runner = web.AppRunner(server.make_app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        RestPort(server).make_app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
+    )
     await runner.setup()
     await _listen(web.TCPSite(runner, config.host, config.port, backlog=1024), config)
     worker = Worker(loop)
@@ -123,7 +126,7 @@ async def serve(config: ServerConfig, threads: int) -> int:
     await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
     if loading.done():
         model = loading.result()
-        server.serve(model, worker)
+        server.serve(model, [worker, *(Worker(loop) for _ in model.runners[1:])])
         logger.info("ready", extra={"fields": {"report": msgspec.to_builtins(model.report), "threads": threads}})
         await stop.wait()
     logger.info("draining")

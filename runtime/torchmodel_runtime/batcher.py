@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from torchmodel_runtime import errors
-from torchmodel_runtime.batching import BatchWindow, Entry
+from torchmodel_runtime.batching import BatchRules, BatchWindow, Entry
 from torchmodel_runtime.config import Serving
 from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.tensors import Arrays
@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """The seam to the engine: called in the worker thread only."""
+    """The seam to the engine: called in its own worker's thread only."""
+
+    max_rows: int
+    """Most rows in one call of the module now: `BatchRules.max_rows`, or less once the device ran out of memory."""
 
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
         """Answer each request, in order; an exception stands for the request that the model failed on."""
@@ -96,31 +99,32 @@ def batch_key(inputs: Arrays) -> tuple[Any, ...]:
 class Batcher:
     """Admits requests, forms batches the moment the worker is free, gives each request its rows back."""
 
-    def __init__(self, runner: Runner, worker: Worker, serving: Serving, max_batch_rows: int, metrics: Metrics) -> None:
+    def __init__(
+        self, seats: Sequence[tuple[Runner, Worker]], serving: Serving, rules: BatchRules, metrics: Metrics
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._runner = runner
-        self._worker = worker
+        self._free = list(seats)
         self._metrics = metrics
         self._max_queue_rows = serving.queue.max_rows
         self._window: BatchWindow[_Waiting] = BatchWindow(
-            max_batch_rows, serving.batching.max_delay_milliseconds / 1000, serving.queue.max_rows
+            rules.max_rows, serving.batching.max_delay_milliseconds / 1000, serving.queue.max_rows
         )
-        self._busy = False
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._hurry = False
         self._seconds_per_row = 0.0
         metrics.watch_queue(lambda: self._window.queued_rows)
 
-    async def submit(self, parts: Sequence[Arrays], timeout_s: float) -> list[Arrays]:
+    async def submit(self, parts: Sequence[Arrays], deadline_s: float) -> list[Arrays]:
         """The module's outputs for each part of one request, all or nothing.
 
         Raises RequestError: 413 when the request can never fit the queue, 429 when it does not fit now, 504 past the
-        timeout, 500 when the model failed on it. A caller that is cancelled takes its waiting entries with it.
+        deadline (monotonic), 500 when the model failed on it. A caller that is cancelled takes its waiting entries with it.
         """
         self._check_room(sum(len(part[0]) for part in parts))
         now_s = time.monotonic()
-        entries = [self._enqueue(part, now_s, now_s + timeout_s) for part in parts]
+        timeout_s = deadline_s - now_s
+        entries = [self._enqueue(part, now_s, deadline_s) for part in parts]
         timer = self._loop.call_later(timeout_s, self._expire, entries, timeout_s)
         self._schedule()
         try:
@@ -164,7 +168,7 @@ class Batcher:
 
     def _schedule(self) -> None:
         """Form a batch in the next turn of the loop, so that what arrives in this turn comes along."""
-        if not self._busy and self._soon is None:
+        if self._free and self._soon is None:
             self._soon = self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
@@ -172,7 +176,7 @@ class Batcher:
             if handle is not None:
                 handle.cancel()
         self._soon = self._timer = None
-        if self._busy:
+        if not self._free:
             return
         now_s = time.monotonic()
         take = self._window.take(now_s, self._hurry)
@@ -185,19 +189,19 @@ class Batcher:
             self._hand_over(take.batch, now_s)
 
     def _hand_over(self, batch: list[Entry[_Waiting]], now_s: float) -> None:
-        self._busy = True
+        seat = runner, worker = self._free.pop()
         inputs = [entry.payload.inputs for entry in batch]
         for entry in batch:
             self._metrics.queue_wait_s.observe(now_s - entry.arrived_s)
-        self._worker.start(lambda: self._timed_run(inputs), lambda result, error: self._finish(batch, result, error))
+        worker.start(lambda: _timed_run(runner, inputs), lambda result, error: self._finish(seat, batch, result, error))
+        if self._free and len(self._window):
+            self._schedule()
 
-    def _timed_run(self, inputs: list[Arrays]) -> tuple[list[Arrays | Exception], float]:
-        started_s = time.monotonic()
-        return self._runner.run(inputs), time.monotonic() - started_s
-
-    def _finish(self, batch: list[Entry[_Waiting]], result: Any, error: BaseException | None) -> None:
+    def _finish(
+        self, seat: tuple[Runner, Worker], batch: list[Entry[_Waiting]], result: Any, error: BaseException | None
+    ) -> None:
         """Hand the answers out; an error of the engine itself fails this batch and no other."""
-        self._busy = False
+        self._free.append(seat)
         if error is not None:
             logger.error("the engine failed on a batch", exc_info=error)
             answers: list[Arrays | Exception] = [errors.model_failed()] * len(batch)
@@ -216,3 +220,8 @@ class Batcher:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+
+def _timed_run(runner: Runner, inputs: list[Arrays]) -> tuple[list[Arrays | Exception], float]:
+    started_s = time.monotonic()
+    return runner.run(inputs), time.monotonic() - started_s

@@ -22,6 +22,19 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class BatchRules:
+    """What the proofs of warm-up allow batches to be."""
+
+    max_rows: int
+    """Most rows in one call of the module; 1: batching is off."""
+    padded_inputs: tuple[int, ...] = ()
+    """Indices of the module inputs whose axis 1 may differ within a batch, as the engine pads them; all of one request have
+    the same length there. Empty: only equal shapes share a batch."""
+    max_batch_bytes: int = 0
+    """Most bytes of (padded) inputs in a batch, from the memory that is free; 0: no bound."""
+
+
 @dataclass(slots=True, eq=False)
 class Entry(Generic[T]):
     """One waiting piece of work. Times are seconds of one monotonic clock."""

@@ -19,6 +19,8 @@ TERMINATION_LOG_VARIABLE = "TORCHMODEL_TERMINATION_LOG"
 """Names the file for the last word of a process that the kubelet did not start: a `Receipt` or a `Failure`."""
 
 HTTP_PORT = 8080
+GRPC_PORT = 8081
+"""KServe's numbers for the two."""
 
 EXIT_PERMANENT = 2
 """The same input will fail again: a wrong digest, a missing key, a bad setting."""
@@ -29,9 +31,22 @@ RECEIPT_FILE = "receipt.json"
 """Written by the fetcher beside the checkpoint, last, after everything was verified."""
 
 Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "BF16",
+    "FP32",
+    "FP64",
+    "BYTES",
 ]
-"""Open Inference Protocol V2 tensor datatypes."""
+"""Open Inference Protocol V2 tensor datatypes, and Triton's BF16."""
 
 Sha256 = Annotated[
     str, Meta(pattern="^[0-9a-f]{64}$", max_length=64, description="A SHA-256 digest in lower-case hex.")
@@ -170,6 +185,24 @@ class Task(Document, frozen=True, kw_only=True):
     speech: Annotated[Speech | None, Meta(description="Only with type speech.")] = None
 
 
+class Padding(Document, frozen=True, kw_only=True):
+    """Rows of different length share a batch: shorter ones are padded at the end of their second dimension.
+
+    Used only once proven at warm-up: a row padded, in company, has the answer it has alone.
+    """
+
+    mask: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+            max_length=128,
+            description="Keyword argument of the module's forward that takes the mask: BOOL (rows, length), true on real "
+            "positions, false on padding.",
+        ),
+    ]
+    value: Annotated[float, Meta(description="What fills the padding, in every input of variable length.")] = 0.0
+
+
 class Batching(Document, frozen=True, kw_only=True):
     """Requests that wait together are computed together."""
 
@@ -182,6 +215,13 @@ class Batching(Document, frozen=True, kw_only=True):
             description="How long the oldest request may wait for company. 0 takes what is queued the moment the model is free.",
         ),
     ] = 0
+    padding: Annotated[
+        Padding | None,
+        Meta(
+            description="Lets requests of different length share a batch (task.type tensor; text-embedding pads by itself). "
+            "Without it only equal shapes share one."
+        ),
+    ] = None
 
 
 class Queue(Document, frozen=True, kw_only=True):
@@ -190,6 +230,72 @@ class Queue(Document, frozen=True, kw_only=True):
     max_rows: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Beyond this many waiting rows, 429 is answered.")
     ] = 1024
+    max_bytes: Annotated[
+        int, Meta(ge=1 << 20, le=1 << 40, description="Beyond this many bytes of waiting tensors, 429 is answered.")
+    ] = 256 * 1024 * 1024
+
+
+class Limits(Document, frozen=True, kw_only=True):
+    """What one client may ask of the server; checked before anything of that size is allocated."""
+
+    max_header_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 20, description="A longer request line or header field gets 400.")
+    ] = 16384
+    max_tensors: Annotated[int, Meta(ge=1, le=1024, description="Most input tensors in one request.")] = 32
+    max_rank: Annotated[int, Meta(ge=1, le=16, description="Most dimensions of one tensor.")] = 9
+    max_elements: Annotated[
+        int, Meta(ge=1, le=1 << 32, description="Most elements in all tensors of one request, in any form.")
+    ] = 16_777_216
+    max_json_elements: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 28,
+            description="Most elements in a JSON body: each costs some forty bytes while it is parsed. Larger tensors are sent "
+            "in binary form.",
+        ),
+    ] = 2_097_152
+    body_timeout_seconds: Annotated[
+        int, Meta(ge=1, le=3600, description="A client that has not sent its whole request by then gets 408.")
+    ] = 30
+    idle_timeout_seconds: Annotated[
+        int, Meta(ge=1, le=86400, description="A connection without a request is closed after this time.")
+    ] = 75
+
+
+class Grpc(Document, frozen=True, kw_only=True):
+    """Open Inference Protocol V2 over gRPC, beside HTTP, sharing its batches."""
+
+    enabled: Annotated[bool, Meta(description="Serve gRPC on port 8081. Needs the extra [grpc] in the image.")] = False
+    max_message_bytes: Annotated[
+        int, Meta(ge=1024, le=(1 << 31) - 1, description="A larger message gets RESOURCE_EXHAUSTED.")
+    ] = 64 * 1024 * 1024
+
+
+class Telemetry(Document, frozen=True, kw_only=True):
+    """Access log and traces. Metrics are always there, at /metrics."""
+
+    access_log_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of the requests that get a line in the log; answers of 500 and more always do.",
+        ),
+    ] = 0.01
+    otlp_endpoint: Annotated[
+        str,
+        Meta(
+            max_length=2048,
+            pattern=r"^(https?://.+)?$",
+            description="OpenTelemetry collector for traces over OTLP/HTTP, for example http://collector:4318. Empty: no "
+            "traces. Needs the extra [tracing] in the image.",
+        ),
+    ] = ""
+    trace_ratio: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Share of the requests that start a trace where the caller has not decided."),
+    ] = 0.1
 
 
 class Serving(Document, frozen=True, kw_only=True):
@@ -198,13 +304,36 @@ class Serving(Document, frozen=True, kw_only=True):
     batching: Annotated[Batching, Meta(description="Requests that wait together are computed together.")] = Batching()
     queue: Annotated[Queue, Meta(description="Requests that wait for the model.")] = Queue()
     request_timeout_seconds: Annotated[
-        int, Meta(ge=1, le=3600, description="A request that has no answer by then gets 504.")
+        int,
+        Meta(
+            ge=1,
+            le=3600,
+            description="A request that has no answer by then gets 504. A client may ask for less, not for more.",
+        ),
     ] = 30
     max_request_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="A larger request body gets 413.")] = (
         64 * 1024 * 1024
     )
     threads: Annotated[
-        int, Meta(ge=0, le=1024, description="torch intra-op threads; 0 follows the container's CPU quota.")
+        int,
+        Meta(
+            ge=0,
+            le=1024,
+            description="torch intra-op threads of each worker; 0 lets the start measure what the CPU quota is best spent on.",
+        ),
+    ] = 0
+    workers: Annotated[
+        int,
+        Meta(ge=0, le=64, description="Batches computed at the same time in one process; 0 is measured at the start."),
+    ] = 0
+    processes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description="Processes on the one port, weights shared; 0 is measured at the start: more than one only where HTTP "
+            "costs more than the model.",
+        ),
     ] = 0
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Meta(description="auto takes a GPU when the container has one.")
@@ -215,6 +344,9 @@ class Serving(Document, frozen=True, kw_only=True):
     drain_timeout_seconds: Annotated[
         int, Meta(ge=1, le=3600, description="Time for requests in flight to finish when a replica stops.")
     ] = 30
+    limits: Annotated[Limits, Meta(description="What one client may ask of the server.")] = Limits()
+    grpc: Annotated[Grpc, Meta(description="Open Inference Protocol V2 over gRPC.")] = Grpc()
+    telemetry: Annotated[Telemetry, Meta(description="Access log and traces.")] = Telemetry()
 
 
 class Security(Document, frozen=True, kw_only=True):
@@ -255,6 +387,7 @@ class ServerConfig(Document, frozen=True, kw_only=True):
     """Served on after SIGTERM, readiness off, so that the endpoint is withdrawn before requests are refused; 0 when local."""
     host: str = "0.0.0.0"
     port: int = HTTP_PORT
+    grpc_port: int = GRPC_PORT
 
 
 class FetchConfig(Document, frozen=True, kw_only=True):
@@ -327,12 +460,34 @@ class ColdStart(Document, frozen=True, kw_only=True):
     warm_up_seconds: Annotated[float, Meta(description="Warm-up and the proof that batching changes no answer.")]
 
 
+class BatchProof(Document, frozen=True, kw_only=True):
+    """One comparison of warm-up: rows alone against the same rows in a batch of this size."""
+
+    rows: int
+    padded: bool = False
+    max_difference: float
+    tolerance: float
+    """What was allowed where the difference was greatest."""
+
+
 class BatchingReport(Document, frozen=True, kw_only=True):
     """Whether requests share batches, and why not."""
 
     enabled: bool
     max_size: int
     reason: str
+    padding: bool = False
+    """Rows of different length share batches."""
+    proofs: list[BatchProof] = []
+
+
+class ParallelismReport(Document, frozen=True, kw_only=True):
+    """What the CPU quota is spent on, and why."""
+
+    processes: int = 1
+    workers: int = 1
+    threads: int = 1
+    reason: str = ""
 
 
 class ModelReport(Document, frozen=True, kw_only=True):
@@ -346,3 +501,4 @@ class ModelReport(Document, frozen=True, kw_only=True):
     device: str
     cold_start: ColdStart
     batching: BatchingReport
+    parallelism: ParallelismReport = ParallelismReport()

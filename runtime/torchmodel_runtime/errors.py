@@ -30,6 +30,13 @@ def not_found(message: str) -> RequestError:
     return RequestError(404, "NOT_FOUND", message)
 
 
+def body_too_slow(limit_s: float) -> RequestError:
+    """The client did not send its whole request in time."""
+    return RequestError(
+        408, "BODY_TIMEOUT", f"the body did not arrive within {limit_s:g} s (serving.limits.bodyTimeoutSeconds)"
+    )
+
+
 def too_large(message: str) -> RequestError:
     """The body, the medium inside it or its row count is over a limit."""
     return RequestError(413, "TOO_LARGE", message)
@@ -49,6 +56,11 @@ def queue_full(queued_rows: int, max_rows: int, retry_after_s: int) -> RequestEr
 def model_failed() -> RequestError:
     """The model raised on this input. Says nothing internal: the log has the traceback."""
     return RequestError(500, "MODEL_FAILED", "the model failed on this request; the server's log says why")
+
+
+def internal() -> RequestError:
+    """A defect of ours. Says nothing internal: the log has the traceback."""
+    return RequestError(500, "INTERNAL", "internal error")
 
 
 def unavailable(message: str, retry_after_s: int = 1) -> RequestError:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torchmodel_runtime import artifacts
 from torchmodel_runtime.batcher import Runner
+from torchmodel_runtime.batching import BatchRules
 from torchmodel_runtime.config import INTERNAL_ERROR, ColdStart, ModelReport, ServerConfig
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.tasks import Task, make_task
@@ -26,10 +27,11 @@ logger = logging.getLogger(__name__)
 class LoadedModel:
     """What the server serves."""
 
-    runner: Runner
+    runners: list[Runner]
+    """One for each worker thread; they share the weights."""
     task: Task
     report: ModelReport
-    max_batch_rows: int
+    rules: BatchRules
 
 
 def start_model(config: ServerConfig, threads: int, on_stage: Callable[[str], None]) -> LoadedModel:
@@ -87,7 +89,7 @@ def _start(config: ServerConfig, threads: int, clock: _StageClock) -> LoadedMode
         ),
         batching=batching,
     )
-    return LoadedModel(engine, task, report, engine.max_rows)
+    return LoadedModel([engine], task, report, BatchRules(engine.max_rows))
 
 
 def unexpected(error: BaseException) -> StartError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from torchmodel_runtime.batcher import Batcher
+from torchmodel_runtime.batching import BatchRules
 from torchmodel_runtime.config import Queue, Serving
 from torchmodel_runtime.errors import RequestError, model_failed
 from torchmodel_runtime.metrics import Metrics
@@ -33,6 +35,8 @@ class PlayedWorker:
 class Doubler:
     """A module that doubles; a row of 666 is poison."""
 
+    max_rows = 4
+
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
@@ -54,10 +58,10 @@ class Played:
     def __init__(self, max_rows: int = 100, max_batch_rows: int = 4) -> None:
         self.worker, self.runner = PlayedWorker(), Doubler()
         serving = Serving(queue=Queue(max_rows=max_rows))
-        self.batcher = Batcher(self.runner, self.worker, serving, max_batch_rows, Metrics("m"))  # type: ignore[arg-type]
+        self.batcher = Batcher([(self.runner, self.worker)], serving, BatchRules(max_batch_rows), Metrics("m"))  # type: ignore[list-item]
 
     def submit(self, *parts: Arrays, timeout_s: float = 60) -> asyncio.Task[list[Arrays]]:
-        return asyncio.ensure_future(self.batcher.submit(parts, timeout_s))
+        return asyncio.ensure_future(self.batcher.submit(parts, time.monotonic() + timeout_s))
 
 
 async def test_one_request_goes_at_once_and_what_comes_meanwhile_goes_together() -> None:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from torchmodel_runtime import codec
-from torchmodel_runtime.config import Signature, TensorSpec
+from torchmodel_runtime.config import Limits, Signature, TensorSpec
 from torchmodel_runtime.errors import RequestError, queue_full
+from torchmodel_runtime.exchange import Call
+from torchmodel_runtime.tasks.tensor import TensorTask
 from torchmodel_runtime.tensors import NUMPY_DTYPES
 
 
@@ -21,9 +23,21 @@ def signature(*specs: tuple[str, str, list[int]]) -> Signature:
     return Signature(inputs=tensors, outputs=tensors)
 
 
+def call(dialect: str, body: bytes = b"") -> Call:
+    return Call(dialect=dialect, model="m", body=body, headers={}, content_type="application/json")  # type: ignore[arg-type]
+
+
+def decode(dialect: str, body: bytes, tensors: Signature) -> codec.Decoded:
+    return codec.decode_request(call(dialect, body), TensorTask(tensors), Limits())
+
+
+def encode_v2(decoded: codec.Decoded, tensors: Signature, outputs: list[np.ndarray]) -> Any:
+    return json.loads(codec.encode_response(call("v2"), decoded, "m", TensorTask(tensors), outputs).body)
+
+
 def decode_v2(tensor: dict[str, Any], datatype: str, shape: list[int]) -> np.ndarray:
     body = json.dumps({"inputs": [{"name": "x", "datatype": datatype, **tensor}]}).encode()
-    return codec.decode_request("v2", body, signature(("x", datatype, shape))).inputs[0]
+    return decode("v2", body, signature(("x", datatype, shape))).inputs[0]
 
 
 NUMERIC = sorted(name for name, dtype in NUMPY_DTYPES.items() if dtype.kind != "O")
@@ -37,9 +51,7 @@ def test_tensors_survive_the_way_through_json(datatype: str, data: st.DataObject
     shapes = st_np.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)
     array = data.draw(st_np.arrays(dtype, shapes, elements=finite or None))
     shape = [-1] * array.ndim
-    answer = json.loads(
-        codec.encode_response("v2", "m", codec.Decoded([], "id"), signature(("x", datatype, shape)), [array], None)
-    )
+    answer = encode_v2(codec.Decoded([], "id"), signature(("x", datatype, shape)), [array])
     output = answer["outputs"][0]
     for values in (output["data"], array.tolist()):
         again = decode_v2({"shape": output["shape"], "data": values}, datatype, shape)
@@ -74,15 +86,15 @@ def test_a_value_that_the_datatype_cannot_hold_is_refused(datatype: str, values:
 
 def test_non_finite_answers_become_null() -> None:
     array = np.array([1.0, np.nan, np.inf, -np.inf], np.float32)
-    answer = codec.encode_response("v2", "m", codec.Decoded([]), signature(("x", "FP32", [-1])), [array], None)
-    assert json.loads(answer)["outputs"][0]["data"] == [1.0, None, None, None]
+    answer = encode_v2(codec.Decoded([]), signature(("x", "FP32", [-1])), [array])
+    assert answer["outputs"][0]["data"] == [1.0, None, None, None]
 
 
 def test_only_the_outputs_asked_for_are_answered() -> None:
     both = signature(("a", "FP32", [-1]), ("b", "FP32", [-1]))
     decoded = codec.Decoded([], outputs=["b"])
     arrays = [np.zeros(1, np.float32), np.ones(1, np.float32)]
-    answer = json.loads(codec.encode_response("v2", "m", decoded, both, arrays, None))
+    answer = encode_v2(decoded, both, arrays)
     assert [output["name"] for output in answer["outputs"]] == ["b"]
     assert "id" not in answer
 
@@ -95,19 +107,19 @@ def test_inputs_come_in_the_order_of_the_signature() -> None:
             {"name": "a", "datatype": "FP32", "shape": [1], "data": [0.5]},
         ]
     }
-    decoded = codec.decode_request("v2", json.dumps(body).encode(), both)
+    decoded = decode("v2", json.dumps(body).encode(), both)
     assert [array.tolist() for array in decoded.inputs] == [[0.5], [7]]
 
 
 def test_several_inputs_must_have_equal_rows() -> None:
     both = signature(("a", "FP32", [-1]), ("b", "FP32", [-1]))
     with pytest.raises(RequestError, match="same number of rows"):
-        codec.decode_request("v1", b'{"inputs": {"a": [1], "b": [1, 2]}}', both)
-    decoded = codec.decode_request("v1", b'{"instances": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]}', both)
+        decode("v1", b'{"inputs": {"a": [1], "b": [1, 2]}}', both)
+    decoded = decode("v1", b'{"instances": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]}', both)
     assert [array.tolist() for array in decoded.inputs] == [[1, 3], [2, 4]]
     for body in (b'{"instances": [1, 2]}', b'{"inputs": [1, 2]}'):
         with pytest.raises(RequestError, match="several"):
-            codec.decode_request("v1", body, both)
+            decode("v1", body, both)
 
 
 @pytest.mark.parametrize(
@@ -120,13 +132,13 @@ def test_several_inputs_must_have_equal_rows() -> None:
     ],
 )
 def test_bytes_come_as_text_in_all_forms_of_v1(body: bytes, elements: list[str]) -> None:
-    assert codec.decode_request("v1", body, signature(("x", "BYTES", [-1]))).inputs[0].tolist() == elements
+    assert decode("v1", body, signature(("x", "BYTES", [-1]))).inputs[0].tolist() == elements
 
 
 def decode_or_400(dialect: str, body: bytes) -> codec.Decoded | None:
     """None for a request that is refused with 400; anything else that goes wrong is raised."""
     try:
-        return codec.decode_request(dialect, body, signature(("x", "FP32", [-1, 2])))  # type: ignore[arg-type]
+        return decode(dialect, body, signature(("x", "FP32", [-1, 2])))
     except RequestError as error:
         if error.status != 400:
             raise
@@ -160,8 +172,8 @@ def test_whatever_json_comes_the_answer_is_tensors_or_a_400(value: Any) -> None:
 
 def test_errors_have_the_form_of_their_dialect() -> None:
     error = queue_full(3, 4, 2)
-    assert json.loads(codec.encode_error("v2", error)) == {"error": error.message}
-    assert json.loads(codec.encode_error("torchserve", error)) == {
+    assert json.loads(codec.encode_error("v2", error).body) == {"error": error.message}
+    assert json.loads(codec.encode_error("torchserve", error).body) == {
         "code": 429,
         "type": "ServiceUnavailableException",
         "message": error.message,

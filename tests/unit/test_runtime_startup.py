@@ -181,7 +181,7 @@ def test_a_state_dict_that_does_not_fit_is_compared_name_by_name(
 
 
 def answer(model: LoadedModel, *rows: list[float]) -> np.ndarray:
-    (outputs,) = model.runner.run([[np.array(rows, np.float32)]])
+    (outputs,) = model.runners[0].run([[np.array(rows, np.float32)]])
     assert isinstance(outputs, list)
     return outputs[0]
 
@@ -450,7 +450,7 @@ def test_the_dtype_follows_the_file(tmp_path: Path) -> None:
 def test_a_model_whose_rows_are_not_independent_is_served_row_by_row(tmp_path: Path, name: str, words: str) -> None:
     model = start(odd(tmp_path, name))
     assert not model.report.batching.enabled
-    assert model.report.batching.max_size == model.max_batch_rows == 1
+    assert model.report.batching.max_size == model.rules.max_rows == 1
     assert words in model.report.batching.reason
     assert answer(model, ROW, ROW).shape == (2, 1)
 
@@ -519,7 +519,7 @@ def test_a_gpu_that_is_not_there_is_missed(tmp_path: Path) -> None:
 
 def test_one_poisoned_request_of_a_batch_fails_alone(tmp_path: Path) -> None:
     save_mlp(tmp_path)
-    runner = start(mlp_config(tmp_path)).runner
+    runner = start(mlp_config(tmp_path)).runners[0]
     rows = [np.full((1, 10), 666.0 if index == 5 else 1.0, np.float32) for index in range(16)]
     answers = runner.run([[row] for row in rows])
     assert [isinstance(each, Exception) for each in answers] == [index == 5 for index in range(16)]

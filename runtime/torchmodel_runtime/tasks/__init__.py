@@ -20,6 +20,16 @@ from torchmodel_runtime.tensors import Arrays
 
 
 @dataclass(frozen=True)
+class PaddingRule:
+    """How rows of different length may share a call of the module: padded at the end of axis 1."""
+
+    values: tuple[float | None, ...]
+    """What fills the padding of each module input; None for an input that has no length."""
+    mask: str = ""
+    """Keyword of forward that takes a mask, bool (rows, length), true on real positions; empty where an input is one."""
+
+
+@dataclass(frozen=True)
 class ModuleCall:
     """How the module is called and what it must return."""
 
@@ -28,6 +38,8 @@ class ModuleCall:
     """Pass the inputs under these names, leaving out those that forward does not take; empty: by position."""
     more_outputs: bool = False
     """The module may return more than `outputs`; the rest is dropped."""
+    padding: PaddingRule | None = None
+    """None: only equal shapes share a call. Outputs declared with -1 at axis 1 are cut back to each row's own length."""
 
 
 @dataclass(slots=True)

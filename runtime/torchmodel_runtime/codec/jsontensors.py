@@ -1,6 +1,6 @@
 """A JSON array as a tensor of the datatype and shape that the signature declares, or a RequestError 400 that says why not.
 
-`codec` calls it wherever a dialect holds data; every limit on nesting, range and shape of that data stands here. Knows no
+Dialects call it wherever a dialect holds data; every limit on nesting, range and shape of that data stands here. Knows no
 dialect. `where` begins each message: the input's name, or the place in the body.
 """
 

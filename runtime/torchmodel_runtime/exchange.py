@@ -1,0 +1,38 @@
+"""One request and its answer, whatever carried them: what the ports give to the server and get back.
+
+`ports` make a `Call` of what arrived and write the `Answer`; `server.infer` and `codec` know no more of HTTP than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Dialect = Literal["v2", "v1", "torchserve"]
+
+
+@dataclass(slots=True)
+class Call:
+    """A request for inference, read whole."""
+
+    dialect: Dialect
+    model: str
+    body: bytes
+    headers: Mapping[str, str]
+    """By name without regard to case."""
+    content_type: str = "application/octet-stream"
+    """Media type in lower case, without parameters; HTTP's default where the client named none (RFC 9110, 8.3)."""
+    version: str | None = None
+    """As in the path; None where the path names none."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """A response, well or not."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+    """Beyond Content-Type and Content-Length."""

@@ -1,0 +1,188 @@
+"""The HTTP port: routes of three dialects. Inference goes to `Server.answer`; what the server is, is told here.
+
+Health and readiness answer from the first moment. The middleware turns what aiohttp itself refuses into the error body of
+the path's dialect. Made by `__main__`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+
+import msgspec
+from aiohttp import web
+
+from torchmodel_runtime import errors
+from torchmodel_runtime.errors import RequestError
+from torchmodel_runtime.exchange import Answer, Call, Dialect
+from torchmodel_runtime.metrics import CONTENT_TYPE
+from torchmodel_runtime.server import VERSION, Server
+
+logger = logging.getLogger(__name__)
+
+SERVER_NAME = "torchmodel"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class RestPort:
+    """The routes over one server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._config = server.config
+
+    def make_app(self) -> web.Application:
+        """The routes. Other model names reach the same handlers, which name the one that is served."""
+        app = web.Application(middlewares=[self._answer_errors], client_max_size=self._config.serving.max_request_bytes)
+        add = app.router.add_route
+        for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            add("POST", f"{path}/infer", self._infer_v2)
+            add("GET", f"{path}/ready", self._model_ready)
+            add("GET", path, self._model_metadata)
+        add("POST", "/v1/models/{name:[^/:]+}:predict", self._predict_v1)
+        add("POST", "/predictions/{name}", self._predict_torchserve)
+        add("PUT", "/predictions/{name}", self._predict_torchserve)  # curl --upload-file, as TorchServe's pages show it
+        add("GET", "/v2/health/live", self._live)
+        add("GET", "/v2/health/ready", self._health_ready)
+        add("GET", "/v2", self._server_metadata)
+        add("GET", "/v1/models", self._list_v1)
+        add("GET", "/v1/models/{name:[^/:]+}", self._model_ready)
+        add("GET", "/ping", self._ping)
+        add("GET", "/metrics", self._show_metrics)
+        add("GET", "/", self._alive)
+        return app
+
+    # --- inference ---
+
+    async def _infer_v2(self, request: web.Request) -> web.Response:
+        return await self._infer(request, "v2")
+
+    async def _predict_v1(self, request: web.Request) -> web.Response:
+        return await self._infer(request, "v1")
+
+    async def _predict_torchserve(self, request: web.Request) -> web.Response:
+        return await self._infer(request, "torchserve")
+
+    async def _infer(self, request: web.Request, dialect: Dialect) -> web.Response:
+        answer = await self._server.answer(dialect, self._read(request, dialect))
+        return self._respond(answer)
+
+    async def _read(self, request: web.Request, dialect: Dialect) -> Call:
+        """The whole request; what can be refused without its body is refused before that is read."""
+        name, version = request.match_info["name"], request.match_info.get("version")
+        self._server.admit(name, version)
+        limits = self._config.serving.limits
+        try:
+            body = await asyncio.wait_for(request.read(), limits.body_timeout_seconds)
+        except web.HTTPRequestEntityTooLarge:
+            limit = self._config.serving.max_request_bytes
+            raise errors.too_large(f"the body is larger than {limit} bytes (serving.maxRequestBytes)") from None
+        except asyncio.TimeoutError:
+            raise errors.body_too_slow(limits.body_timeout_seconds) from None
+        return Call(
+            dialect=dialect,
+            model=name,
+            body=body,
+            headers=request.headers,
+            content_type=request.content_type,
+            version=version,
+        )
+
+    def _respond(self, answer: Answer) -> web.Response:
+        response = web.Response(
+            status=answer.status, body=answer.body, content_type=answer.content_type, headers=answer.headers
+        )
+        if self._server.is_leaving:
+            response.force_close()  # the client's next connection goes to another replica
+        return response
+
+    # --- what is served, and whether ---
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return _json({"live": True})
+
+    async def _health_ready(self, _: web.Request) -> web.Response:
+        return self._say_ready({"ready": self._server.ready})
+
+    async def _model_ready(self, request: web.Request) -> web.Response:
+        self._check_name(request)
+        return self._say_ready({"name": self._config.name, "ready": self._server.ready})
+
+    async def _server_metadata(self, _: web.Request) -> web.Response:
+        return _json({"name": SERVER_NAME, "version": version("torchmodel-operator"), "extensions": []})
+
+    async def _model_metadata(self, request: web.Request) -> web.Response:
+        self._check_name(request)
+        model = self._server.model
+        if model is None:
+            raise errors.unavailable(f"model {self._config.name!r} is still loading")
+        return _json(
+            {
+                "name": self._config.name,
+                "versions": [VERSION],
+                "platform": "pytorch_" + model.report.format.replace("-", "_"),
+                "inputs": model.task.signature.inputs,
+                "outputs": model.task.signature.outputs,
+                "parameters": model.report,
+            }
+        )
+
+    async def _list_v1(self, _: web.Request) -> web.Response:
+        return _json({"models": [self._config.name]})
+
+    async def _ping(self, _: web.Request) -> web.Response:
+        return self._say_ready({"status": "Healthy" if self._server.ready else "Unhealthy"})
+
+    async def _alive(self, _: web.Request) -> web.Response:
+        return _json({"status": "alive"})
+
+    async def _show_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._server.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    def _say_ready(self, document: object) -> web.Response:
+        return _json(document, 200 if self._server.ready else 503)
+
+    def _check_name(self, request: web.Request) -> None:
+        self._server.check_name(request.match_info["name"], request.match_info.get("version"))
+
+    # --- errors ---
+
+    @web.middleware
+    async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Errors of the routes and of aiohttp, in the dialect of the path."""
+        try:
+            response = await handler(request)
+        except RequestError as error:
+            response = self._respond(self._server.refuse(_dialect_of(request.path), error))
+        except web.HTTPException as error:
+            translated = RequestError(error.status, error.reason.upper().replace(" ", "_"), _explain(request, error))
+            response = self._respond(self._server.refuse(_dialect_of(request.path), translated))
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+        except Exception:
+            logger.exception("a request failed inside the server", extra={"fields": {"path": request.path}})
+            response = self._respond(self._server.refuse(_dialect_of(request.path), errors.internal()))
+        if self._server.is_leaving:
+            response.force_close()
+        return response
+
+
+def _dialect_of(path: str) -> Dialect:
+    if path.startswith(("/predictions", "/ping")):
+        return "torchserve"
+    return "v1" if path.startswith("/v1") else "v2"
+
+
+def _explain(request: web.Request, error: web.HTTPException) -> str:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return f"{request.method} is not allowed on {request.path}, {' or '.join(sorted(error.allowed_methods))} is"
+    if isinstance(error, web.HTTPNotFound):
+        return f"no route {request.path}; see GET /v2"
+    return error.reason
+
+
+def _json(document: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(document), content_type="application/json")
