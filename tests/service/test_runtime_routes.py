@@ -215,7 +215,7 @@ def test_a_bad_v1_request_is_told_what_is_wrong(server: RuntimeProcess, body: An
     [
         ("POST", "/v2/models/other/infer", 404, "this server has 'mlp'"),
         ("GET", "/v2/models/other", 404, "this server has 'mlp'"),
-        ("GET", "/v2/models/mlp/versions/2", 404, "no route"),
+        ("GET", "/v2/models/mlp/versions/2", 404, "no version"),
         ("GET", "/v1/models/other", 404, "this server has 'mlp'"),
         ("POST", "/v1/models/other:predict", 404, "this server has 'mlp'"),
         ("GET", "/nothing", 404, "no route"),
