@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 Arrays = list[np.ndarray]
@@ -25,11 +26,15 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(np.object_),
 }
-"""V2 datatype to numpy (Open Inference Protocol, "Tensor Data Types")."""
+"""V2 datatype to numpy (Open Inference Protocol, "Tensor Data Types"), and Triton's BF16, which numpy has from ml_dtypes."""
+
+FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+"""Datatypes that hold NaN and infinities. Ask these, not `dtype.kind`: that of bfloat16 is V."""
 
 
 def bytes_tensor(elements: Sequence[str | bytes]) -> np.ndarray:

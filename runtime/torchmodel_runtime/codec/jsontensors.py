@@ -15,7 +15,7 @@ import numpy as np
 
 from torchmodel_runtime.config import TensorSpec
 from torchmodel_runtime.errors import invalid
-from torchmodel_runtime.tensors import NUMPY_DTYPES
+from torchmodel_runtime.tensors import FLOATS, NUMPY_DTYPES
 
 MAX_DEPTH = 9
 """Nesting of JSON data: a signature has at most 8 dimensions, V1 puts one list around scalars."""
@@ -23,7 +23,7 @@ MAX_DEPTH = 9
 _NOT_JSON = re.compile(rb"[\[,:\s]-?(?:NaN|Infinity)\s*[,\]}]")
 """What Python's json module writes for numbers that JSON does not have."""
 
-_ELEMENTS: dict[str, Any] = {"b": bool, "u": int, "i": int, "f": float, "O": str}
+_ELEMENTS: dict[str, Any] = {"b": bool, "u": int, "i": int, "f": float, "V": float, "O": str}
 
 
 def decode_data(where: str, data: msgspec.Raw | bytes, spec: TensorSpec) -> np.ndarray:
@@ -40,7 +40,7 @@ def decode_data(where: str, data: msgspec.Raw | bytes, spec: TensorSpec) -> np.n
         raise invalid(f"{where}: a value is out of the range of {spec.datatype}") from None
     except ValueError:
         raise invalid(f"{where}: data is ragged: the lists of one level differ in length") from None
-    if dtype.kind == "f" and not np.isfinite(array).all():
+    if spec.datatype in FLOATS and not np.isfinite(array).all():
         raise invalid(f"{where}: a value is out of the range of {spec.datatype}")
     return array
 

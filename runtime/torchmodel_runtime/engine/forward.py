@@ -20,8 +20,13 @@ from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays
 
 logger = logging.getLogger(__name__)
 
+_BFLOAT16 = NUMPY_DTYPES["BF16"]
+"""torch and numpy pass it to each other as the uint16 it is stored in."""
+
 TORCH_DTYPES = {
-    name: torch.from_numpy(np.empty(0, dtype)).dtype for name, dtype in NUMPY_DTYPES.items() if dtype.kind != "O"
+    name: torch.bfloat16 if dtype == _BFLOAT16 else torch.from_numpy(np.empty(0, dtype)).dtype
+    for name, dtype in NUMPY_DTYPES.items()
+    if dtype.kind != "O"
 }
 
 
@@ -87,7 +92,10 @@ class Engine:
         """Zero-copy on the CPU; floats take the width of a module that has only one."""
         if not array.flags.writeable:
             array = array.copy()
-        tensor = torch.from_numpy(array)
+        if array.dtype == _BFLOAT16:
+            tensor = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(array)
         if self._float_dtype is not None and tensor.is_floating_point() and tensor.dtype != self._float_dtype:
             tensor = tensor.to(self._float_dtype)
         return tensor if self._device.type == "cpu" else tensor.to(self._device)
@@ -139,7 +147,10 @@ def to_array(tensor: torch.Tensor, spec: TensorSpec, rows: int) -> np.ndarray:
         raise OutputError(f"output {spec.name!r}: declared shape {spec.shape}, the module returned {shape}")
     if shape[0] != rows:
         raise OutputError(f"output {spec.name!r}: {rows} rows went in, {shape[0]} came out")
-    array: np.ndarray = tensor.detach().cpu().numpy()
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.view(torch.uint16).numpy().view(_BFLOAT16))
+    array: np.ndarray = tensor.numpy()
     return array
 
 

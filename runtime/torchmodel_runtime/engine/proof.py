@@ -101,7 +101,7 @@ def _find_doubt(engine: Engine, inputs: Arrays) -> str:
 
 def _worst_excess(reference: np.ndarray, answer: np.ndarray, tolerance: tuple[float, float]) -> str:
     """By how much two answers differ where it is too much, in words; empty when they agree."""
-    if reference.dtype.kind != "f":
+    if reference.dtype.kind not in "fV":  # V is bfloat16
         different = int((reference != answer).sum())
         return f"differs in {different} of {reference.size} values" if different else ""
     rtol, atol = tolerance

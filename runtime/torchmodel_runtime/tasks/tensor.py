@@ -8,7 +8,7 @@ import numpy as np
 
 from torchmodel_runtime.config import Signature
 from torchmodel_runtime.tasks import ModuleCall, Work
-from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays
+from torchmodel_runtime.tensors import FLOATS, NUMPY_DTYPES, Arrays
 
 SYNTHETIC_LENGTH = 8
 """What a variable dimension is in warm-up: a guess, small enough to be quick and large enough for most kernels."""
@@ -57,7 +57,7 @@ class TensorTask:
         for spec in self.signature.inputs:
             shape = [rows, *(SYNTHETIC_LENGTH if size == -1 else size for size in spec.shape[1:])]
             dtype = NUMPY_DTYPES[spec.datatype]
-            if dtype.kind == "f":
+            if spec.datatype in FLOATS:
                 arrays.append(generator.standard_normal(shape).astype(dtype))
             else:
                 arrays.append(generator.integers(0, 2, shape).astype(dtype))
