@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import functools
 import logging
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,16 +31,28 @@ from torchmodel_runtime.config import (
 )
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.logs import configure_logs
-from torchmodel_runtime.quota import choose_threads, read_cpu_quota
+from torchmodel_runtime.processes import (
+    Circle,
+    Handover,
+    Membership,
+    Siblings,
+    read_handover,
+    read_membership,
+    watch_lifeline,
+)
+from torchmodel_runtime.quota import read_cpu_quota, whole_cpus
 from torchmodel_runtime.termination import find_termination_log, write_termination_log
 
 if TYPE_CHECKING:  # imported late: `prepare_libraries` comes before anything that imports numpy
-    from aiohttp import web
-
-    from torchmodel_runtime.batcher import Worker
-    from torchmodel_runtime.startup import LoadedModel
+    from torchmodel_runtime.ports.listener import Listener
+    from torchmodel_runtime.startup import LoadedModel, Room
+    from torchmodel_runtime.workers import ThreadWorker, Worker
 
 logger = logging.getLogger("torchmodel_runtime")
+
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+"""mallopt(3); 4 GiB: practically never map, practically never give back."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +61,10 @@ class Environment:
 
     config_text: bytes
     termination_log: Path | None
-    threads_available: int
-    cpu_quota: float | None
+    cpus: int
+    """Whole CPUs that may be kept busy."""
+    membership: Membership | None
+    """None: nobody but this process is on the port yet."""
 
 
 def read_environment(arguments: list[str]) -> Environment:
@@ -66,8 +82,8 @@ def read_environment(arguments: list[str]) -> Environment:
     return Environment(
         config_text=text,
         termination_log=find_termination_log(os.environ),
-        threads_available=len(os.sched_getaffinity(0)),
-        cpu_quota=read_cpu_quota(),
+        cpus=whole_cpus(read_cpu_quota(), len(os.sched_getaffinity(0))),
+        membership=read_membership(os.environ),
     )
 
 
@@ -101,44 +117,92 @@ def prepare_libraries(threads: int) -> None:
     )
 
 
-async def serve(config: ServerConfig, threads: int) -> int:
-    """Open the port, load, serve until SIGTERM or SIGINT, drain; the exit code. Raises StartError."""
-    from aiohttp import web
+async def serve(environment: Environment, config: ServerConfig) -> int:
+    """Open the port, load, serve until SIGTERM or SIGINT, drain; the exit code. Raises StartError.
 
-    from torchmodel_runtime.batcher import Worker
+    A process that joins others on the port opens it last, when it is ready.
+    """
+    from torchmodel_runtime.ports.listener import Listener
     from torchmodel_runtime.ports.rest import RestPort
     from torchmodel_runtime.server import Server
+    from torchmodel_runtime.workers import ThreadWorker
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = Server(config)
-    # cancellation: a client that leaves takes its request out of the queue; shutdown_timeout: drain has waited already
-    runner = web.AppRunner(
-        RestPort(server).make_app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
-    )
-    await runner.setup()
-    await _listen(web.TCPSite(runner, config.host, config.port, backlog=1024), config)
-    worker = Worker(loop)
-    loading = asyncio.create_task(_load(config, threads, worker))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
-    if loading.done():
-        model = loading.result()
-        server.serve(model, [worker, *(Worker(loop) for _ in model.runners[1:])])
-        logger.info("ready", extra={"fields": {"report": msgspec.to_builtins(model.report), "threads": threads}})
-        await stop.wait()
-    logger.info("draining")
-    drained = await server.drain()
-    await runner.cleanup()
-    logger.info("stopped", extra={"fields": {"drained": drained}})
-    return 0 if drained else 1
+    with tempfile.TemporaryDirectory(prefix="torchmodel-") as folder:
+        membership = environment.membership or Membership(Path(folder), 0)
+        server = Server(config)
+        circle = Circle(membership, server.metrics.snapshot)
+        listener = Listener(server, RestPort(server, circle.ask))
+        if membership.is_first:
+            await _listen(listener, config)
+        else:
+            lifeline = asyncio.create_task(watch_lifeline(stop))  # noqa: F841, RUF006 - lives as long as this name does
+        worker = ThreadWorker(loop)
+        loading = asyncio.create_task(_load(config, _find_room(environment, membership), worker))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        siblings: Siblings | None = None
+        if loading.done():
+            model = _take_over(loading.result(), membership)
+            server.serve(model, await _make_workers(model, worker, loop))
+            await circle.join()
+            if not membership.is_first:
+                await listener.open(shared=True)
+            elif model.plan.processes > 1:
+                siblings = Siblings(
+                    membership.folder, environment.config_text, Handover(plan=model.plan, report=model.report)
+                )
+                siblings.start(model.plan.processes - 1)
+            logger.info(
+                "ready", extra={"fields": {"report": msgspec.to_builtins(model.report), "process": membership.index}}
+            )
+            await stop.wait()
+        logger.info("draining")
+        if siblings is not None:
+            siblings.terminate()
+        drained = await server.drain()
+        await listener.close()
+        await circle.leave()
+        if siblings is not None:
+            drained = await siblings.wait(config.serving.drain_timeout_seconds) and drained
+        logger.info("stopped", extra={"fields": {"drained": drained}})
+        return 0 if drained else 1
 
 
-async def _listen(site: web.TCPSite, config: ServerConfig) -> None:
+def _find_room(environment: Environment, membership: Membership) -> Room:
+    """What this process may use; a sibling takes the first one's plan."""
+    from torchmodel_runtime.startup import Room
+
+    plan = None if membership.is_first else read_handover(membership.folder).plan
+    return Room(cpus=environment.cpus, plan=plan)
+
+
+def _take_over(model: LoadedModel, membership: Membership) -> LoadedModel:
+    """The first process' report, so that all processes of the port say the same."""
+    if membership.is_first:
+        return model
+    return dataclasses.replace(model, report=read_handover(membership.folder).report)
+
+
+async def _make_workers(model: LoadedModel, worker: ThreadWorker, loop: asyncio.AbstractEventLoop) -> list[Worker]:
+    """One worker for each runner, torch's settings made in its thread; the one that loaded is the first."""
+    from torchmodel_runtime.workers import InlineWorker, ThreadWorker
+
+    threads = [worker, *(ThreadWorker(loop) for _ in model.runners[1:])]
+    for thread in threads:
+        await thread.call(model.prepare_thread)
+    if not model.plan.inline:
+        return list(threads)
+    model.prepare_thread()
+    return [InlineWorker(worker)]
+
+
+async def _listen(listener: Listener, config: ServerConfig) -> None:
     try:
-        await site.start()
+        await listener.open(shared=False)
     except OSError as error:
         raise StartError(
             CONFIG_INVALID,
@@ -148,16 +212,14 @@ async def _listen(site: web.TCPSite, config: ServerConfig) -> None:
         ) from error
 
 
-async def _load(config: ServerConfig, threads: int, worker: Worker) -> LoadedModel:
+async def _load(config: ServerConfig, room: Room, worker: ThreadWorker) -> LoadedModel:
     """The model, or StartError; in the engine's thread, within serving.startupTimeoutSeconds."""
     from torchmodel_runtime.startup import start_model, unexpected
 
     stages: list[str] = []
     limit_s = config.serving.startup_timeout_seconds
     try:
-        return await asyncio.wait_for(
-            worker.call(functools.partial(start_model, config, threads, stages.append)), limit_s
-        )
+        return await asyncio.wait_for(worker.call(functools.partial(start_model, config, room, stages.append)), limit_s)
     except StartError:
         raise
     except asyncio.TimeoutError:
@@ -179,18 +241,30 @@ def report_failure(error: StartError, termination_log: Path | None) -> None:
     write_termination_log(error.failure, termination_log)
 
 
+def prepare_allocator() -> None:
+    """Start this program again with glibc's allocator told to keep its pages, unless it was started so.
+
+    By default every tensor over 128 KiB is mapped and unmapped afresh, page faults included: keeping the pages gave 1.1 to 1.6
+    times the batches of convolutions and encoders (docs/performance.md). glibc reads these variables once, at its own start.
+    """
+    if all(name in os.environ for name in ALLOCATOR):
+        return
+    os.environ.update({name: value for name, value in ALLOCATOR.items() if name not in os.environ})
+    os.execv(sys.executable, [sys.executable, "-m", "torchmodel_runtime", *sys.argv[1:]])  # noqa: S606 - this very program
+
+
 def main() -> int:
     """Run the process; the exit code."""
+    prepare_allocator()
     configure_logs("")
     environment = read_environment(sys.argv[1:])
     try:
         config = parse_config(environment.config_text)
         configure_logs(config.name)
-        threads = choose_threads(config.serving.threads, environment.cpu_quota, environment.threads_available)
-        prepare_libraries(threads)
+        prepare_libraries(environment.cpus)
         import uvloop
 
-        return uvloop.run(serve(config, threads))
+        return uvloop.run(serve(environment, config))
     except StartError as error:
         report_failure(error, environment.termination_log)
         return error.exit_code

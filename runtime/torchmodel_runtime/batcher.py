@@ -1,7 +1,7 @@
 """Between the event loop and the engine's thread: queue, batch, hand over, split.
 
-`server.infer` awaits `Batcher.submit`; `batching.BatchWindow` says what and when; the `Worker` thread calls the engine.
-The future travels with its entry. Everything but `Worker` runs on the event loop, so there are no locks. Knows nothing of
+`server.infer` awaits `Batcher.submit`; `batching.BatchWindow` says what and when; a `Worker` calls the engine.
+The future travels with its entry. Everything here runs on the event loop, so there are no locks. Knows nothing of
 torch or HTTP.
 """
 
@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, Protocol
 
 from torchmodel_runtime import errors
@@ -22,6 +20,7 @@ from torchmodel_runtime.batching import BatchRules, BatchWindow, Entry
 from torchmodel_runtime.config import Serving
 from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.tensors import Arrays
+from torchmodel_runtime.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -29,58 +28,14 @@ logger = logging.getLogger(__name__)
 class Runner(Protocol):
     """The seam to the engine: called in its own worker's thread only."""
 
-    max_rows: int
-    """Most rows in one call of the module now: `BatchRules.max_rows`, or less once the device ran out of memory."""
+    @property
+    def max_rows(self) -> int:
+        """Most rows in one call of the module now: `BatchRules.max_rows`, or less once the device ran out of memory."""
+        ...
 
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
         """Answer each request, in order; an exception stands for the request that the model failed on."""
         ...
-
-
-class Worker:
-    """One daemon thread that does one thing after the other: load first, then batches.
-
-    torch keeps its thread pools and its denormal setting per calling thread, so everything runs in this one.
-    A daemon, because a model that hangs must not keep the process from ending.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._jobs: SimpleQueue[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = SimpleQueue()
-        threading.Thread(target=self._work, name="engine", daemon=True).start()
-
-    def start(self, job: Callable[[], Any], on_done: Callable[[Any, BaseException | None], None]) -> None:
-        """Run job in the thread; on_done gets its result or its exception, on the event loop."""
-        self._jobs.put((job, on_done))
-
-    async def call(self, job: Callable[[], Any]) -> Any:
-        """Run job in the thread and wait for it."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def on_done(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        self.start(job, on_done)
-        return await future
-
-    def _work(self) -> None:
-        while True:
-            job, on_done = self._jobs.get()
-            result, error = None, None
-            try:
-                result = job()
-            except BaseException as caught:  # noqa: BLE001 - SystemExit in a model's code must not end the thread in silence
-                error = caught
-            try:
-                self._loop.call_soon_threadsafe(on_done, result, error)
-            except RuntimeError:  # the loop is closed: nobody waits for an answer any more
-                return
-            del job, on_done, result, error  # nothing of a batch lives on while the thread waits
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -84,6 +84,10 @@ class Metrics:
         ):
             self._cold_start_s.labels(phase).set(seconds)
 
-    def render(self) -> bytes:
-        """Everything in the Prometheus text format."""
+    def snapshot(self) -> bytes:
+        """What this process counted, for `render` in any process of the port."""
         return generate_latest(self.registry)
+
+    def render(self, snapshots: Sequence[bytes]) -> bytes:
+        """All processes' numbers in the Prometheus text format."""
+        return snapshots[0]

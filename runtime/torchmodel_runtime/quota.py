@@ -1,4 +1,4 @@
-"""How many threads torch may use: the container's CPU quota, in whole CPUs.
+"""What the container leaves this process: CPUs of its quota, and memory below its limit.
 
 OpenMP, OpenBLAS and torch look at the machine's cores and ignore the CFS quota, and threads over the quota are throttled
 together: 8 threads on a 4-CPU quota cost one engine 45x (ollama#17916). Called once by `__main__`, before torch is imported.
@@ -7,10 +7,13 @@ together: 8 threads on a 4-CPU quota cost one engine 45x (ollama#17916). Called 
 from __future__ import annotations
 
 import math
+import os
+import re
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
 
 
 def read_cpu_quota(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUP) -> float | None:
@@ -27,11 +30,29 @@ def read_cpu_quota(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUP) -> float | 
     return min(known) if known else None
 
 
-def choose_threads(requested: int, quota: float | None, cpus: int) -> int:
-    """torch intra-op threads: what serving.threads asks for, else the quota rounded down (vllm#34462), at least 1."""
-    if requested:
-        return requested
+def whole_cpus(quota: float | None, cpus: int) -> int:
+    """CPUs that may be kept busy: the quota rounded down (vllm#34462), at least 1."""
     return max(1, math.floor(min(quota, cpus) if quota is not None else cpus))
+
+
+def read_memory_room(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUP, meminfo: Path = MEMINFO) -> int:
+    """Bytes that may still be allocated: below the tightest cgroup limit (v2 `memory.max` less `memory.current`), at most what
+    the machine has available."""
+    v2_path, _ = _own_paths(own)
+    rooms = [_memory_room(folder) for folder in _upwards(root, v2_path)]
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", _read(meminfo), re.MULTILINE)
+    rooms.append(int(available[1]) * 1024 if available else None)
+    return max(0, min((room for room in rooms if room is not None), default=0))
+
+
+def read_resident_bytes() -> int:
+    """What this process holds in memory now (VmRSS)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _memory_room(folder: Path) -> int | None:
+    limit, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
+    return int(limit) - int(used) if limit.isdigit() and used.isdigit() else None
 
 
 def _own_paths(own: Path) -> tuple[str, str]:

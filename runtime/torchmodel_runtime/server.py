@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Sequence
 
 from torchmodel_runtime import codec, errors
-from torchmodel_runtime.batcher import Batcher, Worker
+from torchmodel_runtime.batcher import Batcher
 from torchmodel_runtime.codec import Decoded
 from torchmodel_runtime.config import ServerConfig
 from torchmodel_runtime.errors import RequestError
@@ -22,6 +22,7 @@ from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.startup import LoadedModel
 from torchmodel_runtime.tasks import Task, Work
 from torchmodel_runtime.tensors import Arrays
+from torchmodel_runtime.workers import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -6,19 +6,26 @@ the architecture's package) is imported here and not before.
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torchmodel_runtime import artifacts
 from torchmodel_runtime.batcher import Runner
 from torchmodel_runtime.batching import BatchRules
-from torchmodel_runtime.config import INTERNAL_ERROR, ColdStart, ModelReport, ServerConfig
+from torchmodel_runtime.config import INTERNAL_ERROR, ColdStart, ModelReport, ParallelismReport, ServerConfig
 from torchmodel_runtime.errors import StartError
+from torchmodel_runtime.parallelism import Plan, choose_plan, thread_counts
+from torchmodel_runtime.quota import read_memory_room, read_resident_bytes
 from torchmodel_runtime.tasks import Task, make_task
+
+if TYPE_CHECKING:  # torch comes late
+    from torchmodel_runtime.engine.forward import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -27,32 +34,45 @@ logger = logging.getLogger(__name__)
 class LoadedModel:
     """What the server serves."""
 
-    runners: list[Runner]
+    runners: Sequence[Runner]
     """One for each worker thread; they share the weights."""
     task: Task
     report: ModelReport
     rules: BatchRules
+    plan: Plan
+    prepare_thread: Callable[[], None]
+    """torch's settings for the calling thread: to be called first in a thread that will run a runner."""
 
 
-def start_model(config: ServerConfig, threads: int, on_stage: Callable[[str], None]) -> LoadedModel:
+@dataclass(frozen=True)
+class Room:
+    """What this process may use."""
+
+    cpus: int
+    """Whole CPUs of the quota."""
+    plan: Plan | None = None
+    """Decided already, by the first process on this port."""
+
+
+def start_model(config: ServerConfig, room: Room, on_stage: Callable[[str], None]) -> LoadedModel:
     """Load, warm up and prove the configured model. Raises StartError; on_stage hears what is being done."""
     gc.disable()  # collections while torch is imported cost a seventh of its time and find nothing
     try:
-        return _start(config, threads, _StageClock(on_stage))
+        return _start(config, room, _StageClock(on_stage))
     finally:
         gc.enable()
         gc.freeze()  # what is alive now lives on: later collections need not look at it
 
 
-def _start(config: ServerConfig, threads: int, clock: _StageClock) -> LoadedModel:
+def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
     clock.begin("load")
     checkpoint = artifacts.locate(Path(config.checkpoint_folder), config.checkpoint_format)
     task = make_task(config.task, config.signature, checkpoint.folder)
 
     clock.begin("import")
-    from torchmodel_runtime.engine import architecture, forward, proof, weights
+    from torchmodel_runtime.engine import architecture, forward, proof, threads, weights
 
-    forward.configure_thread(threads)
+    forward.configure_thread(room.cpus)
     device = forward.choose_device(config.serving.device)
     build = architecture.resolve(
         config.architecture, config.code, checkpoint.folder, config.security.allow_code_execution
@@ -66,6 +86,8 @@ def _start(config: ServerConfig, threads: int, clock: _StageClock) -> LoadedMode
 
         clock.begin("warm-up")
         batching = proof.warm_up(engine, task, config.serving.batching.max_size)
+        plan = room.plan or _choose_plan(config, room, engine, task)
+        engines = [engine]
     except StartError:
         raise
     except Exception as error:
@@ -88,8 +110,31 @@ def _start(config: ServerConfig, threads: int, clock: _StageClock) -> LoadedMode
             warm_up_seconds=round(clock.seconds["warm-up"], 3),
         ),
         batching=batching,
+        parallelism=ParallelismReport(
+            processes=plan.processes, workers=plan.workers, threads=plan.threads, reason=plan.reason
+        ),
     )
-    return LoadedModel([engine], task, report, BatchRules(engine.max_rows))
+    return LoadedModel(
+        runners=threads.share_threads(engines, plan.threads, plan.solo_threads),
+        task=task,
+        report=report,
+        rules=BatchRules(engine.max_rows),
+        plan=plan,
+        prepare_thread=functools.partial(forward.configure_thread, plan.solo_threads),
+    )
+
+
+def _choose_plan(config: ServerConfig, room: Room, engine: Engine, task: Task) -> Plan:
+    """Measure what threads are worth to this model, and spend the quota by it."""
+    from torchmodel_runtime.engine import threads
+
+    is_gpu = engine.device.type != "cpu"
+    max_processes = 1 + read_memory_room() // (
+        2 * read_resident_bytes()
+    )  # half of what is left stays for the activations
+    counts = [config.serving.threads] if config.serving.threads else thread_counts(room.cpus)
+    timing = None if is_gpu else threads.measure(engine, task, sorted({1, *counts}))
+    return choose_plan(config.serving, room.cpus, timing, is_gpu=is_gpu, max_processes=max_processes)
 
 
 def unexpected(error: BaseException) -> StartError:

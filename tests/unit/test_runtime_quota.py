@@ -13,7 +13,7 @@ from torchmodel_runtime.__main__ import parse_config
 from torchmodel_runtime.config import Failure
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.logs import JsonFormatter
-from torchmodel_runtime.quota import choose_threads, read_cpu_quota
+from torchmodel_runtime.quota import read_cpu_quota, read_memory_room, whole_cpus
 from torchmodel_runtime.termination import TERMINATION_LOG_BYTES, encode_failure
 
 
@@ -61,11 +61,27 @@ def test_quota(tmp_path: Path, own: str, files: dict[str, str], quota: float | N
 
 
 @pytest.mark.parametrize(
-    ("requested", "quota", "cpus", "threads"),
-    [(0, 1.5, 8, 1), (0, 0.3, 8, 1), (0, None, 8, 8), (0, 16.0, 8, 8), (0, 2.9, 8, 2), (3, 1.0, 8, 3)],
+    ("quota", "cpus", "whole"), [(1.5, 8, 1), (0.3, 8, 1), (None, 8, 8), (16.0, 8, 8), (2.9, 8, 2)]
 )
-def test_threads_follow_the_quota_rounded_down(requested: int, quota: float | None, cpus: int, threads: int) -> None:
-    assert choose_threads(requested, quota, cpus) == threads
+def test_cpus_follow_the_quota_rounded_down(quota: float | None, cpus: int, whole: int) -> None:
+    assert whole_cpus(quota, cpus) == whole
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({"memory.max": "1000\n", "memory.current": "400\n"}, 600),
+        ({"memory.max": "max\n", "memory.current": "400\n"}, 5 * 1024),
+        ({"memory.max": "1000\n", "memory.current": "1400\n"}, 0),
+        ({}, 5 * 1024),
+    ],
+    ids=["what the limit leaves", "no limit: what the machine has", "over the limit", "no cgroup"],
+)
+def test_memory_room_is_what_the_limit_or_the_machine_leaves(tmp_path: Path, files: dict[str, str], room: int) -> None:
+    root = write(tmp_path / "cgroup", files)
+    root.mkdir(exist_ok=True)
+    meminfo = write(tmp_path, {"meminfo": "MemTotal: 9 kB\nMemAvailable:    5 kB\n"}) / "meminfo"
+    assert read_memory_room(root, tmp_path / "none", meminfo) == room
 
 
 def test_a_failure_fits_the_termination_log() -> None:

@@ -37,7 +37,7 @@ from torchmodel_runtime.config import (
     TensorSpec,
 )
 from torchmodel_runtime.errors import StartError
-from torchmodel_runtime.startup import LoadedModel, start_model
+from torchmodel_runtime.startup import LoadedModel, Room, start_model
 
 
 def start(config: ServerConfig) -> LoadedModel:

@@ -39,7 +39,7 @@ class Engine:
 
     def __init__(self, module: torch.nn.Module, device: torch.device, call: ModuleCall, max_rows: int) -> None:
         self._module = module
-        self._device = device
+        self.device = device
         self._call = call
         self.max_rows = max_rows
         """Most rows in one call of the module; 1 once the proof has failed."""
@@ -98,7 +98,7 @@ class Engine:
             tensor = torch.from_numpy(array)
         if self._float_dtype is not None and tensor.is_floating_point() and tensor.dtype != self._float_dtype:
             tensor = tensor.to(self._float_dtype)
-        return tensor if self._device.type == "cpu" else tensor.to(self._device)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
 
 def select_outputs(returned: object, call: ModuleCall) -> list[torch.Tensor]:

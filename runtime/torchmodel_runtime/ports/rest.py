@@ -30,8 +30,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class RestPort:
     """The routes over one server."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, ask_all: Callable[[], Awaitable[list[bytes]]]) -> None:
         self._server = server
+        self._ask_all = ask_all
         self._config = server.config
 
     def make_app(self) -> web.Application:
@@ -76,11 +77,12 @@ class RestPort:
         self._server.admit(name, version)
         limits = self._config.serving.limits
         try:
-            body = await asyncio.wait_for(request.read(), limits.body_timeout_seconds)
+            async with asyncio.timeout(limits.body_timeout_seconds):
+                body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             limit = self._config.serving.max_request_bytes
             raise errors.too_large(f"the body is larger than {limit} bytes (serving.maxRequestBytes)") from None
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise errors.body_too_slow(limits.body_timeout_seconds) from None
         return Call(
             dialect=dialect,
@@ -140,7 +142,9 @@ class RestPort:
         return _json({"status": "alive"})
 
     async def _show_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._server.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(
+            body=self._server.metrics.render(await self._ask_all()), headers={"Content-Type": CONTENT_TYPE}
+        )
 
     def _say_ready(self, document: object) -> web.Response:
         return _json(document, 200 if self._server.ready else 503)

@@ -1,0 +1,113 @@
+"""What the CPU quota is spent on: processes, workers in each, torch threads in each worker. Decided from measurements.
+
+Theory. Three things can be more than one, and each pays for something else.
+- Processes on one port pay where HTTP and Python cost more than the model: they share nothing but weights and port.
+- Workers (threads with a copy of the module over the same weights) pay where the model is the cost: torch leaves the
+  interpreter lock while it computes, and two batches on one thread each finish more rows than one batch on two threads,
+  because no kernel scales perfectly. They take from one queue, so no core idles while another has a line.
+- Threads inside a worker pay where splitting one batch costs next to nothing: then fewer workers hold fewer activations and
+  each answer comes sooner.
+A worker that is alone at work takes all the threads, since nobody else would use them.
+
+`startup` measures and calls `choose_plan`. Does no I/O, reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torchmodel_runtime.config import Serving
+
+INLINE_BATCH_S = 0.001
+"""A model whose largest batch takes less is computed on the event loop: handing it to a thread costs a tenth of that, and one
+millisecond delays nobody noticeably. A choice, not a law."""
+
+HTTP_ROW_S = 0.00004
+"""What a small request costs beside the model, about (docs/performance.md): where the model takes less, HTTP is the limit."""
+
+SCALING = 0.95
+"""Threads inside a worker must keep this share of what the same threads achieve as workers of their own."""
+
+MAX_WORKERS = 8
+"""More batches in progress than that wait longer for the memory bus than they gain; a guess, and a bound on activations."""
+
+MAX_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What warm-up measured, on a quiet process."""
+
+    rows: int
+    """In the largest batch."""
+    batch_s: Mapping[int, float]
+    """Seconds of the largest batch by number of torch threads; 1 is always there."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many of each, and why."""
+
+    processes: int
+    workers: int
+    threads: int
+    """torch threads of a worker while others work too."""
+    solo_threads: int
+    """torch threads of a worker that is alone at work."""
+    inline: bool
+    """Computed on the event loop."""
+    reason: str
+
+
+def choose_plan(serving: Serving, cpus: int, timing: Timing | None, *, is_gpu: bool, max_processes: int) -> Plan:
+    """The plan for a quota of that many whole CPUs; what the manifest sets (not 0) is followed.
+
+    timing None: too slow to measure, so all threads go to one worker. max_processes: as many as memory has room for.
+    """
+    if is_gpu:
+        return Plan(1, 1, serving.threads or cpus, serving.threads or cpus, False, "one engine for the GPU")
+    if timing is None:
+        workers, threads = _fill(serving, cpus, widest=cpus)
+        return _plan(serving, workers, threads, cpus, "not measured: a batch takes too long", processes=1)
+    inline = timing.batch_s[1] <= INLINE_BATCH_S and serving.workers <= 1 and serving.threads <= 1
+    row_s = timing.batch_s[1] / timing.rows
+    if inline:
+        wanted = min(cpus, MAX_PROCESSES) if row_s < HTTP_ROW_S else 1
+        processes = serving.processes or max(1, min(wanted, max_processes))
+        reason = f"a row takes {row_s * 1e6:.0f} µs in a batch of {timing.rows}, less than HTTP around it"
+        if wanted > max_processes and not serving.processes:
+            reason += f"; memory has room for {max_processes} of {wanted} processes"
+        return Plan(processes, 1, 1, 1, True, reason)
+    widest = max((threads for threads in timing.batch_s if _efficiency(timing, threads) >= SCALING), default=1)
+    workers, threads = _fill(serving, cpus, widest)
+    shares = ", ".join(
+        f"{_efficiency(timing, count):.0%} with {count}" for count in sorted(timing.batch_s) if count > 1
+    )
+    reason = f"a batch of {timing.rows} takes {timing.batch_s[1] * 1e3:.1f} ms on one thread" + (
+        f"; threads inside it keep {shares} of their worth" if shares else ""
+    )
+    return _plan(serving, workers, threads, cpus, reason, processes=1)
+
+
+def thread_counts(cpus: int) -> list[int]:
+    """The numbers of threads worth measuring: powers of two, and all."""
+    return sorted({*(1 << power for power in range(7) if 1 << power <= cpus), cpus})
+
+
+def _plan(serving: Serving, workers: int, threads: int, cpus: int, reason: str, processes: int) -> Plan:
+    solo = serving.threads or cpus
+    return Plan(serving.processes or processes, workers, threads, max(threads, solo), False, reason)
+
+
+def _fill(serving: Serving, cpus: int, widest: int) -> tuple[int, int]:
+    """Workers and threads of each that use the quota, by what the manifest leaves open."""
+    if serving.workers:
+        return serving.workers, serving.threads or max(1, cpus // serving.workers)
+    threads = min(serving.threads or widest, cpus)
+    return max(1, min(cpus // threads, MAX_WORKERS)), serving.threads or threads
+
+
+def _efficiency(timing: Timing, threads: int) -> float:
+    """What a thread is worth inside one batch, as a share of what it is worth alone."""
+    return timing.batch_s[1] / (timing.batch_s[threads] * threads)

@@ -1,0 +1,210 @@
+"""A shorter way through aiohttp for small inference requests, whose cost is counted in microseconds.
+
+aiohttp's parser reads every request, here as elsewhere: what is a valid request, where its body ends and which limits hold is
+its decision alone. What is left out for a whole, small request to an inference route is what aiohttp does afterwards: a
+Request, a task that runs middlewares and the router, a Response, a payload writer. That is three quarters of the time of a
+small request (docs/design/0002-the-hot-route.md). Everything else, and whatever is unusual about a request, goes the usual way,
+to the same `Server.answer`. Requests of one connection are answered in order, whichever way each goes.
+
+`HotConnection` builds on `aiohttp.web_protocol.RequestHandler` and on private names of it; the requirement in pyproject.toml
+is as narrow as that, and tests/service/test_runtime_hotroute.py holds the two ways against each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE, HttpVersion11, RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from torchmodel_runtime.config import ServerConfig
+from torchmodel_runtime.exchange import Answer, Call, Dialect
+from torchmodel_runtime.server import VERSION, Server
+
+MAX_HOT_BYTES = 65536
+"""A larger body does not come in one read of the socket anyway (aiohttp's and uvloop's buffers)."""
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: {SERVER_SOFTWARE}\r\nDate: "
+    for status in HTTPStatus
+}
+
+
+def hot_routes(config: ServerConfig) -> dict[str, tuple[Dialect, str | None]]:
+    """Dialect and version by exact path; other spellings of the same path go the usual way."""
+    name = config.name
+    return {
+        f"/v2/models/{name}/infer": ("v2", None),
+        f"/v2/models/{name}/versions/{VERSION}/infer": ("v2", VERSION),
+        f"/v1/models/{name}:predict": ("v1", None),
+        f"/predictions/{name}": ("torchserve", None),
+    }
+
+
+class HotConnection(RequestHandler):
+    """One client's connection.
+
+    `start` is aiohttp's own loop over the connection's messages. It waits on `_waiter` while there are none; as long as a hot
+    request is being answered that future is set aside, so that `start` neither sees messages nor takes the connection for idle.
+    """
+
+    __slots__ = ("_hot", "_max_bytes", "_routes", "_server", "_set_aside", "_stall", "_stall_limit_s")
+
+    def __init__(self, manager: web.Server, server: Server, routes: dict[str, Any], **settings: Any) -> None:
+        super().__init__(manager, **settings)
+        self._server = server
+        self._routes = routes
+        self._max_bytes = min(MAX_HOT_BYTES, server.config.serving.max_request_bytes)
+        self._hot: asyncio.Task[None] | None = None
+        self._set_aside: asyncio.Future[None] | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._stall_limit_s = server.config.serving.limits.body_timeout_seconds
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; then answer what is hot, in order, and wake `start` for the rest."""
+        waiter = self._waiter
+        if waiter is None:  # `start` is at work on a request, or a hot one is: what comes now waits its turn
+            super().data_received(data)
+            return
+        self._waiter = None
+        super().data_received(data)
+        self._waiter = waiter
+        if self._messages:
+            self._next()
+
+    def _next(self) -> None:
+        """Begin with the first message that waits: hot, or by waking `start`."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        message, payload = self._messages[0]
+        if not self._is_hot(message, payload):
+            waiter.set_result(None)
+            return
+        self._request_in_progress = True
+        self._set_aside, self._waiter = waiter, None
+        self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        self._hot = self._loop.create_task(self._answer(self._make_call(message, payload)))
+
+    def _is_hot(self, message: Any, payload: StreamReader) -> bool:
+        """True for a whole, small request to an inference route that asks for nothing special."""
+        return (
+            isinstance(message, RawRequestMessage)
+            and message.path in self._routes
+            and message.method == "POST"
+            and payload.is_eof()
+            and not (message.should_close or message.upgrade or message.chunked)
+            and message.version == HttpVersion11
+            and payload.total_bytes <= self._max_bytes
+            and "Expect" not in message.headers
+        )
+
+    def _make_call(self, message: Any, payload: StreamReader) -> Call:
+        headers = message.headers
+        dialect, version = self._routes[message.path]
+        content_type = headers.get("Content-Type", "application/octet-stream")
+        if content_type != "application/json":
+            content_type = content_type.partition(";")[0].strip().lower()
+        return Call(
+            dialect=dialect,
+            model=self._server.config.name,
+            body=payload.read_nowait(-1),
+            headers=headers,
+            content_type=content_type,
+            version=version,
+        )
+
+    async def _answer(self, call: Call) -> None:
+        try:
+            answer = await self._server.answer(call.dialect, call)
+            self._write(answer)
+            if self._paused:
+                await self._drain_helper()
+        except ConnectionError:
+            self.force_close()
+        finally:
+            self._done()
+
+    def _write(self, answer: Answer) -> None:
+        if self.transport is None:
+            return
+        close = "Connection: close\r\n" if self._server.is_leaving else ""
+        self.transport.write(serialize_head(answer, close) + answer.body)
+        if close:
+            self._close = True
+
+    def _done(self) -> None:
+        """The connection is idle again, or at its next message, or closes."""
+        self._hot = None
+        self._request_in_progress = False
+        self._waiter, self._set_aside = self._set_aside, None
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        if self._close or self._force_close:
+            if self._waiter is not None:
+                self._waiter.cancel()
+            if self.transport is not None:
+                self.transport.close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._messages:
+            self._next()
+
+    def _process_keepalive(self) -> None:
+        """As aiohttp does, but a hot request is no idleness."""
+        if self._hot is not None:
+            self._keepalive_handle = self._loop.call_later(self._keepalive_timeout, self._process_keepalive)
+            return
+        super()._process_keepalive()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client left: its request leaves the queue."""
+        self._cancel_stall()
+        if self._hot is not None:
+            self._hot.cancel()
+        super().connection_lost(exc)
+
+    # --- clients that do not read their answers ---
+
+    def pause_writing(self) -> None:
+        """The client's buffers are full: it has a while to read, then the connection is cut."""
+        super().pause_writing()
+        if self._stall is None:
+            self._stall = self._loop.call_later(self._stall_limit_s, self._cut)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._cancel_stall()
+        super().resume_writing()
+
+    def _cut(self) -> None:
+        self._stall = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _cancel_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+
+def serialize_head(answer: Answer, more: str = "") -> bytes:
+    """Status line and header fields of an answer, the empty line included. ValueError for a field that would end its line."""
+    fields = more
+    for name, value in answer.headers.items():
+        if "\r" in value or "\n" in value:
+            raise ValueError(f"header {name}: {value!r} holds a line break")
+        fields += f"{name}: {value}\r\n"
+    return (
+        f"{_STATUS_LINES[answer.status]}{rfc822_formatted_time()}\r\nContent-Type: {answer.content_type}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n{fields}\r\n"
+    ).encode("latin-1")

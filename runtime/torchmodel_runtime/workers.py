@@ -1,0 +1,107 @@
+"""Where batches are computed: a thread of its own, or, for models quicker than a change of threads, the event loop.
+
+`__main__` makes one worker for each runner of the model; `batcher` calls `start`. Knows nothing of torch or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+Job = Callable[[], Any]
+OnDone = Callable[[Any, BaseException | None], None]
+
+OVERRUN_S = 0.005
+"""A batch that holds the event loop for longer delays every other connection noticeably: half a TCP delayed-ack, ten times
+what such a model took at warm-up."""
+MAX_OVERRUNS = 3
+
+
+class Worker(Protocol):
+    """Does one thing after the other."""
+
+    def start(self, job: Job, on_done: OnDone) -> None:
+        """Run job; on_done gets its result or its exception, on the event loop, perhaps before this returns."""
+        ...
+
+
+class ThreadWorker:
+    """One daemon thread that does one thing after the other: load first, then batches.
+
+    torch keeps its thread pools and its denormal setting per calling thread, so everything of one runner happens in one.
+    A daemon, because a model that hangs must not keep the process from ending.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[tuple[Job, OnDone]] = SimpleQueue()
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
+
+    def start(self, job: Job, on_done: OnDone) -> None:
+        """Run job in the thread; on_done is called in a later turn of the event loop."""
+        self._jobs.put((job, on_done))
+
+    async def call(self, job: Job) -> Any:
+        """Run job in the thread and wait for it."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def on_done(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.start(job, on_done)
+        return await future
+
+    def _work(self) -> None:
+        while True:
+            job, on_done = self._jobs.get()
+            result, error = None, None
+            try:
+                result = job()
+            except BaseException as caught:  # noqa: BLE001 - SystemExit in a model's code must not end the thread in silence
+                error = caught
+            try:
+                self._loop.call_soon_threadsafe(on_done, result, error)
+            except RuntimeError:  # the loop is closed: nobody waits for an answer any more
+                return
+            del job, on_done, result, error  # nothing of a batch lives on while the thread waits
+
+
+class InlineWorker:
+    """Computes on the event loop itself, as long as that is quick.
+
+    Handing a batch to a thread and back costs some 50 µs and a fight for the interpreter lock: more than a small model takes.
+    A model that turns out slower than its warm-up said moves to the thread for good, so that it cannot hold up the port.
+    """
+
+    def __init__(self, thread: ThreadWorker) -> None:
+        self._thread = thread
+        self._overruns = 0
+
+    def start(self, job: Job, on_done: OnDone) -> None:
+        """Run job now; on_done has been called when this returns."""
+        if self._overruns >= MAX_OVERRUNS:
+            self._thread.start(job, on_done)
+            return
+        started_s = time.monotonic()
+        result, error = None, None
+        try:
+            result = job()
+        except Exception as caught:  # noqa: BLE001 - whatever it is, it belongs to this batch
+            error = caught
+        if time.monotonic() - started_s > OVERRUN_S:
+            self._overruns += 1
+            if self._overruns == MAX_OVERRUNS:
+                logger.warning("batches take longer than at warm-up: computing in a thread from now on")
+        on_done(result, error)
