@@ -47,6 +47,8 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self._admitting = True
+        self.metrics.watch("torchmodel_ready", lambda: self.ready)
+        self.metrics.watch("torchmodel_in_flight_requests", lambda: self._in_flight)
 
     def serve(self, model: LoadedModel, workers: Sequence[Worker]) -> None:
         """The model is loaded, warm and proven: take requests."""
@@ -54,12 +56,12 @@ class Server:
             list(zip(model.runners, workers, strict=True)), self.config.serving, model.rules, self.metrics
         )
         self.model = model
-        self._set_ready(True)
+        self.ready = True
         self.metrics.tell_loaded(model.report)
 
     async def drain(self) -> bool:
         """Withdraw, then refuse, then finish what was admitted; False when that took longer than allowed."""
-        self._set_ready(False)
+        self.ready = False
         if self.model is not None:
             await asyncio.sleep(self.config.drain_delay_seconds)
         self._admitting = False
@@ -123,7 +125,6 @@ class Server:
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._idle.set()
-            self.metrics.in_flight.set(self._in_flight)
             self.metrics.count_request(dialect, status, time.monotonic() - started_s)
 
     async def infer(self, call: Call, started_s: float) -> Answer:
@@ -147,10 +148,6 @@ class Server:
 
     def _deadline_s(self, started_s: float) -> float:
         return started_s + self.config.serving.request_timeout_seconds
-
-    def _set_ready(self, ready: bool) -> None:
-        self.ready = ready
-        self.metrics.ready.set(ready)
 
 
 async def _prepare(task: Task, inputs: Arrays) -> Work:

@@ -129,10 +129,10 @@ def test_a_full_queue_refuses_at_once_and_recovers(gated: tuple[RuntimeProcess, 
     gate.close()
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(server.post, "/v2/models/gated/infer", BODY)
-        wait_for(server, "torchmodel_in_flight_requests 1.0")
-        wait_for(server, "torchmodel_queued_rows 0.0")
+        wait_for(server, 'torchmodel_in_flight_requests{model="gated"} 1.0')
+        wait_for(server, 'torchmodel_queued_rows{model="gated"} 0.0')
         waiting = [pool.submit(server.post, "/v2/models/gated/infer", BODY) for _ in range(4)]
-        wait_for(server, "torchmodel_queued_rows 4.0")
+        wait_for(server, 'torchmodel_queued_rows{model="gated"} 4.0')
         started = time.monotonic()
         status, headers, answer = server.request("POST", "/v2/models/gated/infer", BODY)
         assert status == 429
@@ -142,7 +142,7 @@ def test_a_full_queue_refuses_at_once_and_recovers(gated: tuple[RuntimeProcess, 
         assert server.request("POST", "/predictions/gated", [[1] * 10])[2]["code"] == 429
         gate.open()
         assert [future.result()[0] for future in [first, *waiting]] == [200] * 5
-    assert 'torchmodel_rejected_total{reason="QUEUE_FULL"} 2.0' in server.get("/metrics")[1].decode()
+    assert 'torchmodel_rejected_total{model="gated",reason="QUEUE_FULL"} 2.0' in server.get("/metrics")[1].decode()
 
 
 def test_no_answer_in_time_gets_504_and_the_next_one_is_served(gated: tuple[RuntimeProcess, Gate]) -> None:
@@ -161,7 +161,7 @@ def test_clients_that_leave_are_never_computed(gated: tuple[RuntimeProcess, Gate
     gate.close()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.post, "/v2/models/gated/infer", BODY)
-        wait_for(server, "torchmodel_in_flight_requests 1.0")
+        wait_for(server, 'torchmodel_in_flight_requests{model="gated"} 1.0')
         leavers = []
         payload = json.dumps(BODY).encode()
         head = (
@@ -172,10 +172,10 @@ def test_clients_that_leave_are_never_computed(gated: tuple[RuntimeProcess, Gate
             client = socket.create_connection(("127.0.0.1", server.port))
             client.sendall(head.encode() + payload)
             leavers.append(client)
-        wait_for(server, "torchmodel_queued_rows 3.0")
+        wait_for(server, 'torchmodel_queued_rows{model="gated"} 3.0')
         for client in leavers:
             client.close()
-        wait_for(server, "torchmodel_queued_rows 0.0")
+        wait_for(server, 'torchmodel_queued_rows{model="gated"} 0.0')
         gate.open()
         assert first.result()[0] == 200
     assert _metric(server, "torchmodel_batch_rows_sum") - before == 1
@@ -187,9 +187,9 @@ def test_what_waits_together_is_computed_together(gated: tuple[RuntimeProcess, G
     gate.close()
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(server.post, "/v2/models/gated/infer", BODY)
-        wait_for(server, "torchmodel_in_flight_requests 1.0")
+        wait_for(server, 'torchmodel_in_flight_requests{model="gated"} 1.0')
         waiting = [pool.submit(server.post, "/v2/models/gated/infer", BODY) for _ in range(4)]
-        wait_for(server, "torchmodel_queued_rows 4.0")
+        wait_for(server, 'torchmodel_queued_rows{model="gated"} 4.0')
         gate.open()
         assert [future.result()[0] for future in [first, *waiting]] == [200] * 5
     assert _metric(server, "torchmodel_batch_rows_count") - before == 3  # 1, then 2 and 2
@@ -197,7 +197,7 @@ def test_what_waits_together_is_computed_together(gated: tuple[RuntimeProcess, G
 
 def _metric(server: RuntimeProcess, name: str) -> float:
     for line in server.get("/metrics")[1].decode().splitlines():
-        if line.startswith(name + " "):
+        if line.startswith(name + "{"):
             return float(line.split()[1])
     raise AssertionError(name)
 
@@ -221,7 +221,7 @@ def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
         threads = [threading.Thread(target=load) for _ in range(12)]
         for thread in threads:
             thread.start()
-        wait_for(server, 'torchmodel_requests_total{code="200",dialect="v2"}')
+        wait_for(server, 'torchmodel_requests_total{code="200",dialect="v2",model="mlp"}')
         server.terminate()
         while server.get("/v2/health/ready")[0] == 200:
             time.sleep(0.02)
@@ -242,7 +242,7 @@ def test_what_is_queued_at_sigterm_is_finished_and_new_requests_are_refused(tmp_
     with RuntimeProcess(config) as server, ThreadPoolExecutor(4) as pool:
         server.wait_ready()
         waiting = [pool.submit(server.post, "/v2/models/mlp/infer", BODY) for _ in range(4)]
-        wait_for(server, "torchmodel_queued_rows 3.0")
+        wait_for(server, 'torchmodel_queued_rows{model="mlp"} 3.0')
         server.terminate()
         while server.get("/v2/health/ready")[0] == 200:
             time.sleep(0.01)

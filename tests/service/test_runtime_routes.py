@@ -144,13 +144,13 @@ def test_metrics_are_prometheus_text(server: RuntimeProcess) -> None:
     text = body.decode()
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    assert 'torchmodel_requests_total{code="200",dialect="v2"}' in text
+    assert 'torchmodel_requests_total{code="200",dialect="v2",model="mlp"}' in text
     assert 'torchmodel_model_info{device="cpu",format="state-dict",model="mlp",sha256="' in text
-    assert 'torchmodel_cold_start_seconds{phase="load"}' in text
+    assert 'torchmodel_cold_start_seconds{model="mlp",phase="load"}' in text
     for name in ("queue_wait_seconds", "batch_rows", "compute_seconds"):
         assert f"torchmodel_{name}_count" in text
-    assert "torchmodel_in_flight_requests 0.0" in text
-    assert "torchmodel_queued_rows 0.0" in text
+    assert 'torchmodel_in_flight_requests{model="mlp"} 0.0' in text
+    assert 'torchmodel_queued_rows{model="mlp"} 0.0' in text
 
 
 BAD_V2: list[tuple[str, Any, str]] = [
