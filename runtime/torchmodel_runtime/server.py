@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Sequence
 
 from torchmodel_runtime import codec, errors
 from torchmodel_runtime.batcher import Batcher
-from torchmodel_runtime.codec import Decoded
+from torchmodel_runtime.codec import Decoded, Plan
 from torchmodel_runtime.config import ServerConfig
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.exchange import Answer, Call, Dialect
@@ -43,6 +43,7 @@ class Server:
         """None until loaded, warm and proven."""
         self.ready = False
         self._batcher: Batcher | None = None
+        self._plan: Plan  # from `serve` on, as the two before
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -55,6 +56,8 @@ class Server:
         self._batcher = Batcher(
             list(zip(model.runners, workers, strict=True)), self.config.serving, model.rules, self.metrics
         )
+        task = model.task
+        self._plan = codec.make_plan(self.config.name, VERSION, task.signature, task.media, self.config.serving)
         self.model = model
         self.ready = True
         self.metrics.tell_loaded(model.report)
@@ -130,9 +133,9 @@ class Server:
     async def infer(self, call: Call, started_s: float) -> Answer:
         """One request: decode, compute, encode. started_s: monotonic time at which its deadline began to run."""
         model, _ = self.admit(call.model, call.version)
-        decoded = codec.decode_request(call, model.task, self.config.serving.limits)
+        decoded = codec.decode_request(call, self._plan)
         outputs = await self.compute(call.model, call.version, decoded, self._deadline_s(started_s))
-        return codec.encode_response(call, decoded, self.config.name, model.task, outputs)
+        return codec.encode_response(call, decoded, self._plan, model.task, outputs)
 
     async def compute(self, name: str, version: str | None, decoded: Decoded, deadline_s: float) -> Arrays:
         """The task's outputs for checked inputs, by the batches that all ports share."""

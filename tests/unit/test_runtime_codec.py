@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from torchmodel_runtime import codec
-from torchmodel_runtime.config import Limits, Signature, TensorSpec
+from torchmodel_runtime.config import Limits, Serving, Signature, TensorSpec
 from torchmodel_runtime.errors import RequestError, queue_full
-from torchmodel_runtime.exchange import Call
+from torchmodel_runtime.exchange import Answer, Call
 from torchmodel_runtime.tasks.tensor import TensorTask
 from torchmodel_runtime.tensors import FLOATS, NUMPY_DTYPES
 
@@ -27,12 +27,20 @@ def call(dialect: str, body: bytes = b"") -> Call:
     return Call(dialect=dialect, model="m", body=body, headers={}, content_type="application/json")  # type: ignore[arg-type]
 
 
+def plan(tensors: Signature, media: tuple[str, ...] = (), **limits: int) -> codec.Plan:
+    return codec.make_plan("m", "1", tensors, media, Serving(limits=Limits(**limits)))
+
+
 def decode(dialect: str, body: bytes, tensors: Signature) -> codec.Decoded:
-    return codec.decode_request(call(dialect, body), TensorTask(tensors), Limits())
+    return codec.decode_request(call(dialect, body), plan(tensors))
+
+
+def encode(decoded: codec.Decoded, tensors: Signature, outputs: list[np.ndarray]) -> Answer:
+    return codec.encode_response(call("v2"), decoded, plan(tensors), TensorTask(tensors), outputs)
 
 
 def encode_v2(decoded: codec.Decoded, tensors: Signature, outputs: list[np.ndarray]) -> Any:
-    return json.loads(codec.encode_response(call("v2"), decoded, "m", TensorTask(tensors), outputs).body)
+    return json.loads(encode(decoded, tensors, outputs).body)
 
 
 def decode_v2(tensor: dict[str, Any], datatype: str, shape: list[int]) -> np.ndarray:

@@ -12,28 +12,28 @@ from __future__ import annotations
 
 from torchmodel_runtime.codec import bodies, torchserve, v1, v2
 from torchmodel_runtime.codec.decoded import Decoded
-from torchmodel_runtime.config import Limits
+from torchmodel_runtime.codec.plan import Plan, make_plan
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.exchange import Answer, Call, Dialect
 from torchmodel_runtime.tasks import Task
 from torchmodel_runtime.tensors import Arrays
 
-__all__ = ["Decoded", "decode_request", "encode_error", "encode_response"]
+__all__ = ["Decoded", "Plan", "decode_request", "encode_error", "encode_response", "make_plan"]
 
 
-def decode_request(call: Call, task: Task, limits: Limits) -> Decoded:
-    """Parse and check a body; RequestError 400, 413 or 415 says what does not fit the task's signature."""
-    if bodies.is_medium(call, task):
+def decode_request(call: Call, plan: Plan) -> Decoded:
+    """Parse and check a body; RequestError 400, 413 or 415 says what does not fit the model's signature and limits."""
+    if bodies.is_medium(call, plan):
         return bodies.decode_medium(call.body)
     if call.dialect == "v2":
-        return v2.decode(call, task.signature, limits)
-    return v1.decode(call, task.signature, limits)
+        return v2.decode(call, plan)
+    return v1.decode(call, plan)
 
 
-def encode_response(call: Call, decoded: Decoded, model: str, task: Task, outputs: Arrays) -> Answer:
+def encode_response(call: Call, decoded: Decoded, plan: Plan, task: Task, outputs: Arrays) -> Answer:
     """The answer in the call's dialect: V2 tensors, V1 `predictions` by row, or the task's own reply."""
     if call.dialect == "v2":
-        return v2.encode(decoded, model, task.signature, outputs)
+        return v2.encode(decoded, plan, outputs)
     if call.dialect == "v1":
         return v1.encode(task.rows(outputs))
     return torchserve.encode(task.reply(outputs, single=decoded.is_medium))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torchmodel_runtime.codec.decoded import Decoded
+from torchmodel_runtime.codec.plan import Plan
+from torchmodel_runtime.codec.v2 import JSON_LENGTH
 from torchmodel_runtime.errors import invalid, unsupported_media
 from torchmodel_runtime.exchange import Call
-from torchmodel_runtime.tasks import Task
 from torchmodel_runtime.tensors import bytes_tensor
 
 JSON_TYPES = (
@@ -17,20 +18,22 @@ JSON_TYPES = (
 """Types that may hold JSON: the two that HTTP and curl fill in when the client names none are let through to the parser."""
 
 
-def is_medium(call: Call, task: Task) -> bool:
+def is_medium(call: Call, plan: Plan) -> bool:
     """True when the body is the medium itself, False when it is JSON; RequestError 415 for anything else."""
-    if "Inference-Header-Content-Length" in call.headers:
-        raise unsupported_media("the binary tensor data extension is not offered (GET /v2); send JSON data")
+    if JSON_LENGTH in call.headers:
+        if call.dialect != "v2":
+            raise invalid(f"{JSON_LENGTH}: binary tensors belong to the route /v2/models/{plan.model}/infer")
+        return False
     content_type = call.content_type
-    if task.media and call.dialect != "v1" and content_type.startswith(task.media):
+    if plan.media and call.dialect != "v1" and content_type.startswith(plan.media):
         return True
     if content_type == "application/json":
         return False
-    if task.media and call.dialect == "torchserve" and not content_type.startswith("multipart/"):
+    if plan.media and call.dialect == "torchserve" and not content_type.startswith("multipart/"):
         return True  # TorchServe's clients send files without naming their type
     if content_type in JSON_TYPES:
         return False
-    taken = ["application/json", *(f"{kind}*" if kind.endswith("/") else kind for kind in task.media)]
+    taken = ["application/json", *(f"{kind}*" if kind.endswith("/") else kind for kind in plan.media)]
     raise unsupported_media(f"Content-Type {content_type}: must be {' or '.join(taken)}")
 
 

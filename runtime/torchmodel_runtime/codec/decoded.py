@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torchmodel_runtime.config import Signature, TensorSpec
 from torchmodel_runtime.errors import invalid
 from torchmodel_runtime.tensors import Arrays
+
+Form = Literal["json", "binary", "npy", "safetensors"]
+"""Of an answer: the dialect's own JSON, V2 with binary tensors, or a file of arrays."""
 
 
 @dataclass(slots=True)
@@ -23,23 +26,29 @@ class Decoded:
     """The body was the one element itself: an image, a recording, a text."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Request parameters of V2, as given."""
+    form: Form = "json"
+    """What the answer is to be written as."""
+    binary_by_output: dict[str, bool] = field(default_factory=dict)
+    """V2's `binary_data` of each output asked for, where it differs from what `form` says."""
 
 
-def check_names(where: str, given: dict[str, Any], specs: Sequence[TensorSpec]) -> None:
+def check_names(where: str, given: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
     """All declared names and no other."""
+    if len(given) == len(specs) and all(spec.name in given for spec in specs):
+        return
     expected = [spec.name for spec in specs]
     missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
-    if missing or unknown:
-        raise invalid(f"{where}: missing {missing}, unknown {unknown}; this model has {expected}")
+    raise invalid(f"{where}: missing {missing}, unknown {unknown}; this model has {expected}")
 
 
 def check_rows(inputs: Arrays, signature: Signature) -> None:
     """The same number of rows in each input, at least one, and no empty dimension."""
-    rows = [len(array) for array in inputs]
-    if rows[0] == 0 or any(count != rows[0] for count in rows):
-        named = {spec.name: count for spec, count in zip(signature.inputs, rows, strict=True)}
+    rows = len(inputs[0])
+    if rows == 0 or (len(inputs) > 1 and any(len(array) != rows for array in inputs)):
+        named = {spec.name: len(array) for spec, array in zip(signature.inputs, inputs, strict=True)}
         raise invalid(f"inputs: all must have the same number of rows, at least 1; got {named}")
-    for spec, array in zip(signature.inputs, inputs, strict=True):
+    for index, array in enumerate(inputs):
         if array.size == 0:
+            spec = signature.inputs[index]
             raise invalid(f"input {spec.name!r}: shape {list(array.shape)} holds no elements")

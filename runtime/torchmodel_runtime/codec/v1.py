@@ -9,8 +9,10 @@ import msgspec
 import numpy as np
 
 from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows
-from torchmodel_runtime.codec.jsontensors import check_shape, decode_data, decode_json
-from torchmodel_runtime.config import Limits, Signature, TensorSpec
+from torchmodel_runtime.codec.jsontensors import check_json_elements, decode_data, decode_json
+from torchmodel_runtime.codec.plan import Plan
+from torchmodel_runtime.codec.shapes import check_elements, check_shape
+from torchmodel_runtime.config import Signature, TensorSpec
 from torchmodel_runtime.errors import invalid
 from torchmodel_runtime.exchange import Answer, Call
 from torchmodel_runtime.tensors import Arrays, bytes_tensor
@@ -38,9 +40,10 @@ _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _media_decoder = msgspec.json.Decoder(list[str | _Base64])
 
 
-def decode(call: Call, signature: Signature, limits: Limits) -> Decoded:  # noqa: ARG001
+def decode(call: Call, plan: Plan) -> Decoded:
     """`instances` (rows) or `inputs` (columns); in the TorchServe dialect also a bare JSON array of rows."""
-    body = call.body
+    body, signature = call.body, plan.signature
+    check_json_elements(body, plan.limits)
     if call.dialect == "torchserve" and body.lstrip()[:1] == b"[":
         instances, columns = msgspec.Raw(body), _ABSENT
     else:
@@ -54,6 +57,7 @@ def decode(call: Call, signature: Signature, limits: Limits) -> Decoded:  # noqa
         raise invalid(
             "give exactly one of instances (a list of rows) and inputs (a tensor, or an object of tensors by name)"
         )
+    check_elements([array.shape for array in inputs], plan.limits)
     check_rows(inputs, signature)
     return Decoded(inputs=inputs)
 

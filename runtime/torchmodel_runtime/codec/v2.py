@@ -1,4 +1,9 @@
-"""Open Inference Protocol V2 over HTTP: its documents to tensors and back. Called by `codec`."""
+"""Open Inference Protocol V2: its documents to tensors and back, with the binary tensor data extension. Called by `codec`.
+
+A body is JSON, then the bytes of those tensors that have `binary_data_size`, in the order of `inputs`; the header
+`Inference-Header-Content-Length` says where the JSON ends (Triton, "Binary Tensor Data Extension"). Length 0 is raw mode: the
+body is the one input of the model and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from torchmodel_runtime.codec import parameters
 from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows
-from torchmodel_runtime.codec.jsontensors import check_shape, decode_data, decode_json
-from torchmodel_runtime.config import Limits, Signature, TensorSpec
+from torchmodel_runtime.codec.jsontensors import check_json_elements, decode_data, decode_json
+from torchmodel_runtime.codec.plan import Plan
+from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
+from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_shape, check_tensors
+from torchmodel_runtime.config import TensorSpec
 from torchmodel_runtime.errors import RequestError, invalid
 from torchmodel_runtime.exchange import Answer, Call
-from torchmodel_runtime.tensors import Arrays
+from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays, bytes_tensor
+
+JSON_LENGTH = "Inference-Header-Content-Length"
 
 _ABSENT = msgspec.Raw()
 """A field that was not given: msgspec allows no union of Raw and None."""
@@ -42,52 +53,166 @@ class _InferRequest(msgspec.Struct, forbid_unknown_fields=True):
 _infer_decoder = msgspec.json.Decoder(_InferRequest)
 
 
-def decode(call: Call, signature: Signature, limits: Limits) -> Decoded:  # noqa: ARG001
-    """An infer request; RequestError 400 says what does not fit the signature."""
-    request: _InferRequest = decode_json(_infer_decoder, call.body)
-    given = {tensor.name: tensor for tensor in request.inputs}
-    if len(given) != len(request.inputs):
-        raise invalid(f"inputs: each name may appear once, got {[tensor.name for tensor in request.inputs]}")
-    check_names("inputs", given, signature.inputs)
-    inputs = [_decode_tensor(given[spec.name], spec) for spec in signature.inputs]
-    check_rows(inputs, signature)
-    outputs = None
-    if request.outputs is not None:
-        outputs = [output.name for output in request.outputs]
-        known = [spec.name for spec in signature.outputs]
-        for name in outputs:
-            if name not in known:
-                raise invalid(f"outputs: {name!r} is not an output of this model, which has {known}")
-    return Decoded(inputs=inputs, id=request.id, outputs=outputs or None, parameters=request.parameters or {})
+def decode(call: Call, plan: Plan) -> Decoded:
+    """An infer request; RequestError 400 or 413 says what does not fit the signature or the limits."""
+    length = call.headers.get(JSON_LENGTH)
+    document: bytes | memoryview = call.body
+    binary = memoryview(b"")
+    if length is not None:
+        document, binary = _split_body(call.body, length)
+        if not document:
+            return _decode_raw_mode(binary, plan)
+    check_json_elements(document, plan.limits)
+    request: _InferRequest = decode_json(_infer_decoder, document)
+    tensors = request.inputs
+    check_tensors(len(tensors), plan.limits)
+    check_elements([tensor.shape for tensor in tensors], plan.limits)
+    pieces = _binary_pieces(tensors, binary)
+    only = plan.only
+    if only is not None and len(tensors) == 1 and tensors[0].name == only.name:
+        inputs = [_decode_tensor(tensors[0], only, pieces[0], plan)]
+    else:
+        inputs = _decode_by_name(tensors, pieces, plan)
+    check_rows(inputs, plan.signature)
+    decoded = Decoded(inputs, request.id)
+    if request.parameters:
+        decoded.parameters = request.parameters
+        parameters.check_request(request.parameters)
+        if request.parameters.get("binary_data_output"):
+            decoded.form = "binary"
+    if request.outputs:
+        _read_outputs(request.outputs, decoded, plan)
+    return decoded
 
 
-def _decode_tensor(tensor: _InputTensor, spec: TensorSpec) -> np.ndarray:
+def _split_body(body: bytes, length: str) -> tuple[memoryview, memoryview]:
+    """The JSON and the binary part."""
+    if not (length.isascii() and length.isdigit()) or len(length) > 19:
+        raise invalid(f"{JSON_LENGTH}: got {length[:40]!r}, must be a number of bytes")
+    size = int(length)
+    if size > len(body):
+        raise invalid(f"{JSON_LENGTH}: {size} bytes of JSON are announced, the body has {len(body)}")
+    view = memoryview(body)
+    return view[:size], view[size:]
+
+
+def _binary_pieces(tensors: list[_InputTensor], binary: memoryview) -> list[memoryview | None]:
+    """The bytes of each tensor that has its data in binary form; together they must use up the binary part."""
+    pieces: list[memoryview | None] = []
+    position = 0
+    for tensor in tensors:
+        size = tensor.parameters.get("binary_data_size") if tensor.parameters else None
+        if size is None:
+            pieces.append(None)
+            continue
+        where = f"input {tensor.name!r}"
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise invalid(f"{where}: binary_data_size {size!r}, must be a number of bytes")
+        if tensor.data != _ABSENT:
+            raise invalid(f"{where}: has both data and binary_data_size, must have one of them")
+        if size > len(binary) - position:
+            raise invalid(
+                f"{where}: binary_data_size {size}, but {len(binary) - position} bytes are left of the body's binary part"
+                f" ({JSON_LENGTH} says where it begins)"
+            )
+        pieces.append(binary[position : position + size])
+        position += size
+    if position != len(binary):
+        raise invalid(
+            f"body: {len(binary)} bytes follow the JSON, binary_data_size of the inputs says {position} in all"
+        )
+    return pieces
+
+
+def _decode_by_name(tensors: list[_InputTensor], pieces: list[memoryview | None], plan: Plan) -> Arrays:
+    given = {tensor.name: (tensor, piece) for tensor, piece in zip(tensors, pieces, strict=True)}
+    if len(given) != len(tensors):
+        raise invalid(f"inputs: each name may appear once, got {[tensor.name for tensor in tensors]}")
+    check_names("inputs", given, plan.signature.inputs)
+    return [_decode_tensor(given[name][0], spec, given[name][1], plan) for name, spec in plan.inputs.items()]
+
+
+def _decode_tensor(tensor: _InputTensor, spec: TensorSpec, piece: memoryview | None, plan: Plan) -> np.ndarray:
     where = f"input {spec.name!r}"
+    shape = tensor.shape
     if tensor.datatype != spec.datatype:
         raise invalid(f"{where}: datatype {tensor.datatype!r}, must be {spec.datatype}")
+    if tensor.parameters:
+        parameters.check_tensor(where, tensor.parameters)
+    check_rank(where, len(shape), plan.limits)
+    if piece is not None:
+        return decode_raw(where, piece, spec, shape)
     if tensor.data == _ABSENT:
-        what = "has no data"
-        if tensor.parameters and "binary_data_size" in tensor.parameters:
-            what = "uses the binary tensor data extension, which this server does not offer (GET /v2)"
-        raise invalid(f"{where}: {what}; send a JSON array as data")
-    check_shape(where, tensor.shape, spec)
+        raise invalid(f"{where}: has no data; send a JSON array as data, or bytes and binary_data_size")
+    check_shape(where, shape, spec)
     array = decode_data(where, tensor.data, spec)
-    if array.size != math.prod(tensor.shape):
-        raise invalid(f"{where}: shape {tensor.shape} means {math.prod(tensor.shape)} elements, data has {array.size}")
-    if array.ndim > 1 and list(array.shape) != tensor.shape:
-        raise invalid(f"{where}: data is nested as {list(array.shape)}, shape says {tensor.shape}")
-    return array.reshape(tensor.shape)
+    if array.size != math.prod(shape):
+        raise invalid(f"{where}: shape {shape} means {math.prod(shape)} elements, data has {array.size}")
+    if array.ndim == len(shape) and list(array.shape) == shape:
+        return array
+    if array.ndim > 1:
+        raise invalid(f"{where}: data is nested as {list(array.shape)}, shape says {shape}")
+    return array.reshape(shape)
 
 
-class _OutputTensor(msgspec.Struct):
+def _decode_raw_mode(body: memoryview, plan: Plan) -> Decoded:
+    """The body is the one input; its size says the one dimension that is not known.
+
+    BYTES: one element, without a length. Otherwise whole rows; where a row has a variable dimension it is one row.
+    """
+    spec = plan.only
+    if spec is None:
+        raise invalid(f"{JSON_LENGTH}: 0 is for models of one input, this one has {list(plan.inputs)}")
+    if not body:
+        raise invalid("the body is empty")
+    if spec.datatype == "BYTES":
+        return Decoded([bytes_tensor([bytes(body)])], form="binary")
+    variable = spec.shape.count(-1) - 1
+    if variable > 1:
+        raise invalid(
+            f"{JSON_LENGTH}: 0 is for inputs with one variable dimension at most, {spec.name!r} has {spec.shape}"
+        )
+    known = [size for size in spec.shape if size != -1]
+    unit_bytes = math.prod(known) * NUMPY_DTYPES[spec.datatype].itemsize
+    count, rest = divmod(len(body), unit_bytes or 1)
+    if rest or not unit_bytes:
+        raise invalid(
+            f"body: {len(body)} bytes, must be a multiple of {unit_bytes}: {spec.datatype} of shape {spec.shape}"
+        )
+    shape = [count if variable == 0 else 1]
+    shape += [count if size == -1 else size for size in spec.shape[1:]]
+    check_elements([shape], plan.limits)
+    inputs = [decode_raw(f"input {spec.name!r}", body, spec, shape)]
+    check_rows(inputs, plan.signature)
+    return Decoded(inputs, form="binary")
+
+
+def _read_outputs(requested: list[_RequestedOutput], decoded: Decoded, plan: Plan) -> None:
+    """Which outputs, and which of them in binary form."""
+    names = [output.name for output in requested]
+    for output in requested:
+        if output.name not in plan.outputs:
+            raise invalid(f"outputs: {output.name!r} is not an output of this model, which has {list(plan.outputs)}")
+        if output.parameters:
+            parameters.check_output(f"output {output.name!r}", output.parameters)
+            if "binary_data" in output.parameters:
+                decoded.binary_by_output[output.name] = output.parameters["binary_data"]
+    if len(set(names)) != len(names):
+        raise invalid(f"outputs: each name may appear once, got {names}")
+    decoded.outputs = names
+
+
+class _OutputTensor(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
-    shape: list[int]
-    data: list[Any]
+    shape: tuple[int, ...]
+    parameters: dict[str, int] | None = None
+    data: list[Any] | None = None
 
 
 class _InferResponse(msgspec.Struct, omit_defaults=True):
     model_name: str
+    model_version: str
     outputs: list[_OutputTensor]
     id: str | None = None
 
@@ -95,14 +220,27 @@ class _InferResponse(msgspec.Struct, omit_defaults=True):
 _encode = msgspec.json.Encoder().encode
 
 
-def encode(decoded: Decoded, model: str, signature: Signature, outputs: Arrays) -> Answer:
-    """The outputs that were asked for, as JSON tensors."""
-    tensors = [
-        _OutputTensor(spec.name, spec.datatype, list(array.shape), array.ravel().tolist())
-        for spec, array in zip(signature.outputs, outputs, strict=True)
-        if decoded.outputs is None or spec.name in decoded.outputs
-    ]
-    return Answer(200, _encode(_InferResponse(model, tensors, decoded.id)))
+def encode(decoded: Decoded, plan: Plan, outputs: Arrays) -> Answer:
+    """The outputs that were asked for, each as JSON or as bytes behind the JSON."""
+    is_binary = decoded.form == "binary"
+    tensors: list[_OutputTensor] = []
+    pieces: list[bytes] = []
+    for spec, array in zip(plan.signature.outputs, outputs, strict=True):
+        name = spec.name
+        if decoded.outputs is not None and name not in decoded.outputs:
+            continue
+        tensor = _OutputTensor(name, spec.datatype, array.shape)
+        if decoded.binary_by_output.get(name, is_binary):
+            pieces.append(encode_raw(array, spec.datatype))
+            tensor.parameters = {"binary_data_size": len(pieces[-1])}
+        else:
+            tensor.data = array.ravel().tolist()
+        tensors.append(tensor)
+    document = _encode(_InferResponse(plan.model, plan.version, tensors, decoded.id))
+    if not pieces:
+        return Answer(200, document)
+    body = b"".join((document, *pieces))
+    return Answer(200, body, "application/octet-stream", {JSON_LENGTH: str(len(document))})
 
 
 def encode_error(error: RequestError) -> Answer:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 SERVER_NAME = "torchmodel"
 
+EXTENSIONS = ["binary_tensor_data"]
+"""Of Open Inference Protocol V2, by Triton's names."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -114,7 +117,7 @@ class RestPort:
         return self._say_ready({"name": self._config.name, "ready": self._server.ready})
 
     async def _server_metadata(self, _: web.Request) -> web.Response:
-        return _json({"name": SERVER_NAME, "version": version("torchmodel-operator"), "extensions": []})
+        return _json({"name": SERVER_NAME, "version": version("torchmodel-operator"), "extensions": EXTENSIONS})
 
     async def _model_metadata(self, request: web.Request) -> web.Response:
         self._check_name(request)
