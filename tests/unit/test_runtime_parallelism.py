@@ -1,0 +1,73 @@
+"""What the CPU quota is spent on, by what was measured."""
+
+from __future__ import annotations
+
+import pytest
+from torchmodel_runtime.config import Serving
+from torchmodel_runtime.parallelism import Plan, Timing, choose_plan, thread_counts
+
+TINY = Timing(rows=32, batch_s={1: 0.00004, 2: 0.00005, 4: 0.00006})
+CONVOLUTION = Timing(rows=8, batch_s={1: 0.400, 2: 0.220, 4: 0.125})
+"""Threads keep 91 % and 80 %."""
+MATRICES = Timing(rows=8, batch_s={1: 0.400, 2: 0.201, 4: 0.104})
+"""Threads keep 99.5 % and 96 %."""
+
+
+def choose(timing: Timing | None, cpus: int, max_processes: int = 64, is_gpu: bool = False, **serving: int) -> Plan:
+    return choose_plan(Serving(**serving), cpus, timing, is_gpu=is_gpu, max_processes=max_processes)
+
+
+@pytest.mark.parametrize(
+    ("plan", "processes", "workers", "threads", "solo", "inline"),
+    [
+        (choose(TINY, 2), 2, 1, 1, 1, True),
+        (choose(TINY, 1), 1, 1, 1, 1, True),
+        (choose(TINY, 64), 8, 1, 1, 1, True),
+        (choose(TINY, 4, max_processes=2), 2, 1, 1, 1, True),
+        (choose(TINY, 4, processes=3), 3, 1, 1, 1, True),
+        (choose(TINY, 4, workers=2), 1, 2, 2, 4, False),
+        (choose(CONVOLUTION, 2), 1, 2, 1, 2, False),
+        (choose(CONVOLUTION, 4), 1, 4, 1, 4, False),
+        (choose(CONVOLUTION, 16), 1, 8, 1, 16, False),
+        (choose(CONVOLUTION, 4, threads=2), 1, 2, 2, 2, False),
+        (choose(CONVOLUTION, 4, workers=1), 1, 1, 4, 4, False),
+        (choose(MATRICES, 4), 1, 1, 4, 4, False),
+        (choose(None, 4), 1, 1, 4, 4, False),
+        (choose(None, 4, is_gpu=True), 1, 1, 4, 4, False),
+    ],
+    ids=[
+        "a tiny model: HTTP is the cost, so processes",
+        "one CPU: one of everything",
+        "many CPUs: processes are bounded",
+        "memory bounds the processes",
+        "the manifest sets the processes",
+        "the manifest wants workers: not on the event loop",
+        "threads scale badly: workers",
+        "four CPUs: four workers",
+        "many CPUs: workers are bounded",
+        "the manifest sets the threads",
+        "the manifest sets one worker: it gets all threads",
+        "threads scale well: one worker",
+        "too slow to measure: one worker with all threads",
+        "a GPU has one engine",
+    ],
+)
+def test_the_quota_is_spent_where_it_counts(
+    plan: Plan, processes: int, workers: int, threads: int, solo: int, inline: bool
+) -> None:
+    got = (plan.processes, plan.workers, plan.threads, plan.solo_threads, plan.inline)
+    assert got == (processes, workers, threads, solo, inline)
+    assert plan.reason
+
+
+def test_memory_that_bounds_the_processes_is_said() -> None:
+    assert "memory has room for 2 of 4 processes" in choose(TINY, 4, max_processes=2).reason
+
+
+@pytest.mark.parametrize(
+    ("cpus", "counts"),
+    [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])],
+    ids=["one", "two", "six", "eight"],
+)
+def test_threads_are_measured_at_powers_of_two_and_at_all(cpus: int, counts: list[int]) -> None:
+    assert thread_counts(cpus) == counts
