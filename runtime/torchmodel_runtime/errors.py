@@ -47,15 +47,28 @@ def unsupported_media(message: str) -> RequestError:
     return RequestError(415, "UNSUPPORTED_MEDIA_TYPE", message)
 
 
-def queue_full(queued_rows: int, max_rows: int, retry_after_s: int) -> RequestError:
-    """Too many rows wait already; the client should come back later."""
-    message = f"the queue is full: {queued_rows} of {max_rows} rows wait already; try again in {retry_after_s} s"
+def queue_full(queued: int, limit: int, retry_after_s: int, unit: str = "rows") -> RequestError:
+    """Too much waits already; the client should come back later."""
+    message = f"the queue is full: {queued} of {limit} {unit} wait already; try again in {retry_after_s} s"
     return RequestError(429, "QUEUE_FULL", message, retry_after_s)
+
+
+def too_late(finish_s: float, timeout_s: float, retry_after_s: int) -> RequestError:
+    """What waits already takes longer than the request has: refused at once instead of at its deadline."""
+    message = f"an answer is expected after {finish_s:.3g} s, the request has {timeout_s:.3g} s; try again in {retry_after_s} s"
+    return RequestError(429, "TOO_BUSY", message, retry_after_s)
 
 
 def model_failed() -> RequestError:
     """The model raised on this input. Says nothing internal: the log has the traceback."""
     return RequestError(500, "MODEL_FAILED", "the model failed on this request; the server's log says why")
+
+
+def model_out_of_memory() -> RequestError:
+    """The model ran out of memory on this request alone. Smaller ones go on (507: RFC 4918, section 11.5)."""
+    return RequestError(
+        507, "MODEL_OUT_OF_MEMORY", "the model ran out of memory on this request; send fewer or smaller rows"
+    )
 
 
 def internal() -> RequestError:
@@ -69,8 +82,10 @@ def unavailable(message: str, retry_after_s: int = 1) -> RequestError:
 
 
 def timed_out(timeout_s: float) -> RequestError:
-    """No answer within serving.requestTimeoutSeconds."""
-    return RequestError(504, "TIMEOUT", f"no answer within {timeout_s:g} s (serving.requestTimeoutSeconds)")
+    """No answer within serving.requestTimeoutSeconds, or within what the client gave."""
+    return RequestError(
+        504, "TIMEOUT", f"no answer within {timeout_s:.4g} s (serving.requestTimeoutSeconds, or the request's own)"
+    )
 
 
 class StartError(Exception):

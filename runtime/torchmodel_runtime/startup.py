@@ -67,7 +67,7 @@ def start_model(config: ServerConfig, room: Room, on_stage: Callable[[str], None
 def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
     clock.begin("load")
     checkpoint = artifacts.locate(Path(config.checkpoint_folder), config.checkpoint_format)
-    task = make_task(config.task, config.signature, checkpoint.folder)
+    task = make_task(config.task, config.signature, checkpoint.folder, config.serving.batching.padding)
 
     clock.begin("import")
     from torchmodel_runtime.engine import architecture, forward, proof, threads, weights
@@ -118,7 +118,11 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
         runners=threads.share_threads(engines, plan.threads, plan.solo_threads),
         task=task,
         report=report,
-        rules=BatchRules(engine.max_rows),
+        rules=BatchRules(
+            engine.max_rows,
+            padded_inputs=task.call.padding.inputs if engine.pads and task.call.padding else (),
+            max_batch_bytes=engine.bounds.max_bytes,
+        ),
         plan=plan,
         prepare_thread=functools.partial(forward.configure_thread, plan.solo_threads),
     )

@@ -43,7 +43,7 @@ from torchmodel_runtime.startup import LoadedModel, Room, start_model
 def start(config: ServerConfig) -> LoadedModel:
     """In a thread of its own, as the server does: torch's denormal setting stays there."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(start_model, config, 1, [].append).result()
+        return pool.submit(start_model, config, Room(1), [].append).result()
 
 
 def linear(folder: Path, saved: Any = None, name: str = "w.pth", **changes: Any) -> ServerConfig:
@@ -441,10 +441,10 @@ def test_the_dtype_follows_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Mixing", "rows influence each other: output 'y' of row"),
+        ("Mixing", "rows influence each other: output 'y' of a row, alone and among 2"),
         ("Random", "not deterministic"),
         ("Single", "takes one row at a time"),
-        ("Pooled", "takes one row at a time: 4 rows gave OutputError: output 'y': 4 rows went in, 1 came out"),
+        ("Pooled", "takes one row at a time: 2 rows gave OutputError: output 'y': 2 rows went in, 1 came out"),
     ],
 )
 def test_a_model_whose_rows_are_not_independent_is_served_row_by_row(tmp_path: Path, name: str, words: str) -> None:

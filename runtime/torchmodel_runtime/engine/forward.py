@@ -1,157 +1,273 @@
-"""Runs the module on batches of numpy arrays, in one thread: concatenate, call, check, split.
+"""Runs the module on batches of numpy arrays, one at a time: join, call, check, split.
 
-`batcher.Worker` calls `Engine.run`. Rows out are checked against rows in before they are split. A batch the module fails on
-is halved until the failing requests stand alone, so that a request fails for its own input only.
+A worker calls `Engine.run`. Rows out are checked against rows in before they are split. A batch the module fails on is
+halved until the failing requests stand alone (`failures.isolate`), so that a request fails for its own input only. A batch
+that does not fit the memory is computed in halves, and the bound is lowered to what did fit.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from torchmodel_runtime.config import DEVICE_UNAVAILABLE, OUT_OF_MEMORY, TensorSpec
-from torchmodel_runtime.errors import StartError, model_failed
+from torchmodel_runtime import errors
+from torchmodel_runtime.config import CONFIG_INVALID, DEVICE_UNAVAILABLE, OUT_OF_MEMORY
+from torchmodel_runtime.engine.collation import join, split
+from torchmodel_runtime.engine.conversion import check_output, select_outputs, to_array, to_tensor
+from torchmodel_runtime.engine.failures import FailureLog, isolate
+from torchmodel_runtime.engine.transfer import CudaLane
+from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.tasks import ModuleCall
-from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays
+from torchmodel_runtime.tensors import Arrays
 
 logger = logging.getLogger(__name__)
 
-_BFLOAT16 = NUMPY_DTYPES["BF16"]
-"""torch and numpy pass it to each other as the uint16 it is stored in."""
-
-TORCH_DTYPES = {
-    name: torch.bfloat16 if dtype == _BFLOAT16 else torch.from_numpy(np.empty(0, dtype)).dtype
-    for name, dtype in NUMPY_DTYPES.items()
-    if dtype.kind != "O"
-}
+_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What torch's CPU allocator (c10/core/impl/alloc_cpu.cpp), cuBLAS and cuDNN say when memory runs out."""
 
 
-class OutputError(Exception):
-    """The module returned what the signature does not declare; the message says declared and returned."""
+@dataclass(slots=True)
+class Bounds:
+    """What one call of the module may be; engines over the same weights share one, as they share the memory."""
+
+    max_rows: int
+    max_bytes: int = 0
+    """Of all inputs of a call; 0: no bound."""
+    usual_row_bytes: int = 0
+    """Of one row at warm-up: running out of memory on larger rows says nothing about how many of these fit."""
+
+    growth_per_byte: float = 0.0
+    """Bytes of memory that a batch takes for each byte of its inputs, measured at warm-up; 0: not known."""
+
+    def learn(self, inputs: Arrays, growth_bytes: int) -> None:
+        """What the largest batch of warm-up was and took."""
+        self.usual_row_bytes = _row_bytes(inputs)
+        self.growth_per_byte = growth_bytes / max(1, self.usual_row_bytes * len(inputs[0]))
+
+    def rows_of(self, row_bytes: int) -> int:
+        """Most rows of that size in one call; a single one is always tried."""
+        if not self.max_bytes:
+            return self.max_rows
+        return max(1, min(self.max_rows, self.max_bytes // max(1, row_bytes)))
+
+    def lower(self, rows: int, row_bytes: int) -> None:
+        """So many rows fit where more did not: for rows as usual that bounds their number, for larger ones the bytes."""
+        if row_bytes <= self.usual_row_bytes:
+            self.max_rows = min(self.max_rows, rows)
+        else:
+            self.max_bytes = min(self.max_bytes or rows * row_bytes, rows * row_bytes)
 
 
 class Engine:
-    """One loaded module on one device."""
+    """One loaded module on one device. Used by one thread at a time on a CPU; on a GPU two may take turns."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device, call: ModuleCall, max_rows: int) -> None:
         self._module = module
         self.device = device
-        self._call = call
-        self.max_rows = max_rows
-        """Most rows in one call of the module; 1 once the proof has failed."""
+        self.call = call
+        self.bounds = Bounds(max_rows)
+        self.pads = False
+        """Rows of different length share a call: set once the proof has shown that they may."""
+        self.cut_outputs: tuple[int, ...] = ()
+        """Outputs that are as long as their row: padding is cut off them."""
+        self.on_lowered: Callable[[int], None] | None = None
+        """Told the new max_rows, in the engine's thread, when memory ran out."""
         self._keywords = _accepted_keywords(module, call.keywords)
+        self._mask, self._needs_mask = _mask_keyword(module, call)
         self._float_dtype = _only_float_dtype(module)
-        self.float_dtype = self._float_dtype or torch.float32
-        """The precision to expect of the answers."""
-        self.output_names = [spec.name for spec in call.outputs]
+        self._copies_inputs = self._copies_outputs = False
+        self._log = FailureLog()
+        self._lane = CudaLane(device) if device.type == "cuda" else None
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows in one call of the module; 1 once the proof has failed, less once memory ran out."""
+        return self.bounds.max_rows
+
+    @max_rows.setter
+    def max_rows(self, rows: int) -> None:
+        self.bounds.max_rows = rows
 
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
-        """Outputs for each request, its rows first; the exception for a request that the module fails on."""
+        """Outputs for each request, its rows first; a RequestError for one that the module fails on.
+
+        Requests have equal tail shapes and dtypes, but for axis 1 of the inputs that are padded, where `pads` is set.
+        """
+        if len(requests) == 1:
+            return [self._run_one(requests[0])]
         try:
-            if len(requests) == 1:
-                return [self.forward(requests[0])]
-            joined = [np.concatenate(columns) for columns in zip(*requests, strict=True)]
-            outputs = self.forward(joined)
-        except Exception as error:
-            if len(requests) == 1:
-                logger.error("the model failed on a request", exc_info=error)
-                return [model_failed()]
-            half = len(requests) // 2
-            return self.run(requests[:half]) + self.run(requests[half:])
-        ends = np.cumsum([len(request[0]) for request in requests])[:-1]
-        return [list(parts) for parts in zip(*(np.split(output, ends) for output in outputs), strict=True)]
-
-    def forward(self, inputs: Arrays) -> Arrays:
-        """Outputs in declared order, axis 0 rows; more rows than max_rows are computed in slices."""
-        rows = len(inputs[0])
-        if rows <= self.max_rows:
-            return self._call_module(inputs)
-        slices = [
-            self._call_module([array[start : start + self.max_rows] for array in inputs])
-            for start in range(0, rows, self.max_rows)
-        ]
-        return [np.concatenate(pieces) for pieces in zip(*slices, strict=True)]
-
-    @torch.inference_mode()
-    def _call_module(self, inputs: Arrays) -> Arrays:
-        tensors = [self._to_tensor(array) for array in inputs]
-        if self._call.keywords:
-            named = dict(zip(self._call.keywords, tensors, strict=True))
-            returned = self._module(**{name: named[name] for name in self._keywords})
-        else:
-            returned = self._module(*tensors)
-        rows = len(inputs[0])
-        outputs = select_outputs(returned, self._call)
-        return [to_array(tensor, spec, rows) for tensor, spec in zip(outputs, self._call.outputs, strict=True)]
-
-    def _to_tensor(self, array: np.ndarray) -> torch.Tensor:
-        """Zero-copy on the CPU; floats take the width of a module that has only one."""
-        if not array.flags.writeable:
-            array = array.copy()
-        if array.dtype == _BFLOAT16:
-            tensor = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-        else:
-            tensor = torch.from_numpy(array)
-        if self._float_dtype is not None and tensor.is_floating_point() and tensor.dtype != self._float_dtype:
-            tensor = tensor.to(self._float_dtype)
-        return tensor if self.device.type == "cpu" else tensor.to(self.device)
-
-
-def select_outputs(returned: object, call: ModuleCall) -> list[torch.Tensor]:
-    """The declared outputs of what the module returned: a tensor, a sequence in order, or a mapping by name."""
-    declared = [spec.name for spec in call.outputs]
-    found: list[object]
-    if isinstance(returned, torch.Tensor):
-        found = [returned]
-    elif isinstance(returned, Mapping):
-        if all(name in returned for name in declared):
-            found = [returned[name] for name in declared]
-        elif len(declared) == 1 and (len(returned) == 1 or call.more_outputs):
-            found = [next(iter(returned.values()))]
-        else:
-            raise OutputError(f"the module returned names {list(returned)}, declared outputs are {declared}")
-    elif isinstance(returned, (tuple, list)):
-        found = list(returned)
-    else:
-        raise OutputError(f"the module returned {type(returned).__name__}, must be tensors ({declared} declared)")
-    if len(found) != len(declared):
-        if len(found) < len(declared) or not call.more_outputs:
-            raise OutputError(f"the module returned {len(found)} outputs, {len(declared)} are declared: {declared}")
-        found = found[: len(declared)]
-    tensors = [item for item in found if isinstance(item, torch.Tensor)]
-    if len(tensors) != len(found):
-        kinds = [type(item).__name__ for item in found]
-        raise OutputError(f"the module returned {kinds} for outputs {declared}, must be tensors")
-    return tensors
-
-
-def to_array(tensor: torch.Tensor, spec: TensorSpec, rows: int) -> np.ndarray:
-    """A returned tensor as the declared datatype and shape; only widening between floats is silent."""
-    wanted = TORCH_DTYPES[spec.datatype]
-    if tensor.dtype != wanted:
-        widens = tensor.is_floating_point() and wanted.is_floating_point and tensor.element_size() < wanted.itemsize
-        if not widens:
-            raise OutputError(
-                f"output {spec.name!r}: declared {spec.datatype}, the module returned {str(tensor.dtype).removeprefix('torch.')}"
+            return [*self.run_together(requests)]
+        except Exception as error:  # noqa: BLE001 - whatever the model raised, the requests are tried apart
+            cause = f"{type(error).__name__}: {str(error)[:300]}"
+        answers = isolate(requests, self._try_together, self._run_one)
+        if not any(isinstance(answer, Exception) for answer in answers):
+            logger.warning(
+                "a batch failed, its requests apart did not",
+                extra={"fields": {"requests": len(requests), "cause": cause}},
             )
-        tensor = tensor.to(wanted)
-    shape = list(tensor.shape)
-    fits = len(shape) == len(spec.shape) and all(
-        allowed in (-1, given) for given, allowed in zip(shape[1:], spec.shape[1:], strict=False)
-    )
-    if not fits:
-        raise OutputError(f"output {spec.name!r}: declared shape {spec.shape}, the module returned {shape}")
-    if shape[0] != rows:
-        raise OutputError(f"output {spec.name!r}: {rows} rows went in, {shape[0]} came out")
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return np.asarray(tensor.view(torch.uint16).numpy().view(_BFLOAT16))
-    array: np.ndarray = tensor.numpy()
-    return array
+        return answers
+
+    def run_together(self, requests: Sequence[Arrays]) -> list[Arrays]:
+        """The requests in one call, padded where they differ in length; raises what the model does."""
+        joined = join(requests, self.call.padding if self.pads else None)
+        outputs = self.forward(joined.inputs, joined.mask)
+        return split(requests, outputs, joined.lengths, self.cut_outputs)
+
+    def forward(self, inputs: Arrays, mask: np.ndarray | None = None) -> Arrays:
+        """Outputs in declared order, axis 0 rows; more rows than the bounds allow are computed in slices."""
+        rows = len(inputs[0])
+        limit = self.bounds.rows_of(_row_bytes(inputs)) if self.bounds.max_bytes else self.bounds.max_rows
+        if rows > limit:
+            return self._forward_in_slices(inputs, mask, limit)
+        try:
+            return self._call_module(inputs, mask)
+        except Exception as error:
+            if rows == 1 or not is_out_of_memory(error):
+                raise
+        return self._forward_in_slices(inputs, mask, rows // 2, lowered=True)
+
+    def watch(self, inputs: Arrays) -> Arrays:
+        """The outputs, after two calls that learn the module's habits: one that writes into its inputs gets copies, and the
+        outputs of one that gives the same memory again are copied."""
+        float_dtype, rows = self._float_dtype, len(inputs[0])
+        tensors = [to_tensor(array, float_dtype, copy=True).to(self.device) for array in inputs]
+        versions = [tensor._version for tensor in tensors]
+        mask = self._full_mask(inputs)
+        mask = mask if mask is None else mask.to(self.device)
+        with torch.inference_mode():
+            first = self._call_tensors(tensors, mask, rows)
+            self._copies_inputs = [tensor._version for tensor in tensors] != versions
+            again = [to_tensor(array, float_dtype, copy=True).to(self.device) for array in inputs]
+            second = self._call_tensors(again, mask, rows)
+            places = {tensor.untyped_storage().data_ptr() for tensor in first} - {0}
+            self._copies_outputs = any(tensor.untyped_storage().data_ptr() in places for tensor in second)
+            return [to_array(tensor.clone()) for tensor in second]
+
+    def replicate(self) -> Engine:
+        """A second engine, for another thread, over the same parameters and buffers.
+
+        The module's Python attributes are its own, so that a forward may set them. Raises what `copy.deepcopy` does for a
+        module that cannot be copied.
+        """
+        shared = {id(tensor): tensor for tensor in (*self._module.parameters(), *self._module.buffers())}
+        twin = copy.copy(self)
+        twin._module = copy.deepcopy(self._module, shared)
+        return twin
+
+    def state_versions(self) -> dict[str, int]:
+        """How often each parameter and buffer was written to, by name: what a call changes, replicas would fight over."""
+        named = (*self._module.named_parameters(), *self._module.named_buffers())
+        return {name: tensor._version for name, tensor in named}
+
+    def precision(self) -> torch.dtype:
+        """The coarsest of the module's float dtypes: what to expect of its answers."""
+        dtypes = {parameter.dtype for parameter in self._module.parameters() if parameter.is_floating_point()}
+        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+        if self.device.type == "cuda" and coarsest == torch.float32 and _uses_tf32(self._module):
+            return torch.float16  # TF32 has its ten bits of mantissa
+        return coarsest
+
+    def _try_together(self, requests: Sequence[Arrays]) -> list[Arrays] | None:
+        try:
+            return self.run_together(requests)
+        except Exception:  # noqa: BLE001 - told by the one request that fails alone
+            return None
+
+    def _run_one(self, request: Arrays) -> Arrays | Exception:
+        try:
+            return self.forward(request)
+        except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to this request
+            self._log.record(error, time.monotonic())
+            return errors.model_out_of_memory() if is_out_of_memory(error) else errors.model_failed()
+
+    def _forward_in_slices(self, inputs: Arrays, mask: np.ndarray | None, limit: int, lowered: bool = False) -> Arrays:
+        """In calls of at most limit rows, halved whenever memory runs out; what fits at last becomes the bound.
+
+        lowered: memory ran out already, in a larger call.
+        """
+        if lowered:
+            self._free_cache()
+        pieces, start, rows = [], 0, len(inputs[0])
+        while start < rows:
+            end = min(start + limit, rows)
+            try:
+                part = [array[start:end] for array in inputs]
+                pieces.append(self._call_module(part, None if mask is None else mask[start:end]))
+            except Exception as error:
+                if end - start == 1 or not is_out_of_memory(error):
+                    raise
+            else:
+                start = end
+                continue
+            # only here is the error gone, and with its traceback the tensors of the call that failed
+            self._free_cache()
+            limit, lowered = (end - start) // 2, True
+        if lowered:
+            self._lower(limit, _row_bytes(inputs))
+        return [np.concatenate(outputs) for outputs in zip(*pieces, strict=True)]
+
+    def _free_cache(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _lower(self, rows: int, row_bytes: int) -> None:
+        before = self.bounds.max_rows
+        self.bounds.lower(rows, row_bytes)
+        logger.warning(
+            "out of memory in a batch: computed in smaller ones, bound lowered",
+            extra={"fields": {"max_rows": self.bounds.max_rows, "max_bytes": self.bounds.max_bytes}},
+        )
+        if self.on_lowered is not None and self.bounds.max_rows < before:
+            self.on_lowered(self.bounds.max_rows)
+
+    def _call_module(self, inputs: Arrays, mask: np.ndarray | None) -> Arrays:
+        rows = len(inputs[0])
+        tensors = [to_tensor(array, self._float_dtype, self._copies_inputs) for array in inputs]
+        masked = self._full_mask(inputs) if mask is None else to_tensor(mask, None)
+        if self._lane is not None:
+            return self._call_on_gpu(self._lane, tensors, masked, rows)
+        with torch.inference_mode():
+            outputs = self._call_tensors(tensors, masked, rows)
+            if self._copies_outputs:
+                outputs = [tensor.clone() for tensor in outputs]
+            return [to_array(tensor) for tensor in outputs]
+
+    def _call_on_gpu(self, lane: CudaLane, tensors: list[torch.Tensor], mask: torch.Tensor | None, rows: int) -> Arrays:
+        """The turn at the module ends when its kernels are queued; then this thread waits for its own answers."""
+        with torch.inference_mode():
+            sent, ready = lane.send(tensors if mask is None else [*tensors, mask])
+            with lane.turn(sent, ready):
+                inputs, masked = (sent, None) if mask is None else (sent[:-1], sent[-1])
+                outputs, done = lane.fetch(self._call_tensors(inputs, masked, rows))
+            done.synchronize()
+            return [to_array(tensor) for tensor in outputs]
+
+    def _call_tensors(self, tensors: list[torch.Tensor], mask: torch.Tensor | None, rows: int) -> list[torch.Tensor]:
+        """The module's outputs, checked. mask: bool (rows, length), or None where it may be left out."""
+        named: dict[str, Any] = {}
+        if self.call.keywords:
+            given = dict(zip(self.call.keywords, tensors, strict=True))
+            named = {name: given[name] for name in self._keywords}
+            tensors = []
+        if mask is not None and self._mask:
+            named[self._mask] = mask
+        outputs = select_outputs(self._module(*tensors, **named), self.call)
+        return [check_output(tensor, spec, rows) for tensor, spec in zip(outputs, self.call.outputs, strict=True)]
+
+    def _full_mask(self, inputs: Arrays) -> torch.Tensor | None:
+        """All true, for a module that cannot do without a mask; None for others, which are quicker without."""
+        if not self._needs_mask or self.call.padding is None:
+            return None
+        first = inputs[self.call.padding.first]
+        return torch.ones(first.shape[:2], dtype=torch.bool)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -176,8 +292,10 @@ def configure_thread(threads: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch's own error on a GPU, its allocator's RuntimeError on a CPU, Python's for arrays."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """torch's own error on a GPU, RuntimeErrors of its CPU allocator and of NVIDIA's libraries, Python's for arrays."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def out_of_memory(what: str, error: BaseException) -> StartError:
@@ -201,3 +319,35 @@ def _only_float_dtype(module: torch.nn.Module) -> torch.dtype | None:
     """The one dtype of all floating parameters; None where there are several or none."""
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _mask_keyword(module: torch.nn.Module, call: ModuleCall) -> tuple[str, bool]:
+    """The keyword that takes a mask, and whether forward requires it. Raises StartError when forward does not take it."""
+    padding = call.padding
+    if padding is None or not padding.mask:
+        return "", False
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*padding.values, **{padding.mask: None})
+    except TypeError as error:
+        raise StartError(
+            CONFIG_INVALID,
+            f"serving.batching.padding.mask: got {padding.mask!r}, but forward{signature} cannot be called with "
+            f"{len(padding.values)} tensors and {padding.mask}=: {error}",
+            "Name the keyword of forward that takes the mask (BOOL, true on real positions), or leave padding out.",
+        ) from None
+    parameter = signature.parameters.get(padding.mask)
+    return padding.mask, parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _row_bytes(inputs: Arrays) -> int:
+    """Of one row of all inputs."""
+    return sum(array.nbytes for array in inputs) // max(1, len(inputs[0]))
+
+
+def _uses_tf32(module: torch.nn.Module) -> bool:
+    """True where a GPU computes float32 with ten bits of mantissa: cuDNN's convolutions and RNNs do unless told otherwise."""
+    if torch.backends.cuda.matmul.allow_tf32:
+        return True
+    kinds = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)
+    return torch.backends.cudnn.allow_tf32 and any(isinstance(part, kinds) for part in module.modules())

@@ -1,116 +1,288 @@
-"""Warm-up, and the proof that a row's answer does not depend on the rows beside it.
+"""Warm-up, and the proof that a row's answer does not depend on the rows beside it, nor on the padding behind it.
 
 A model that mixes rows (batch statistics, one quantisation scale for a whole batch) would make one client's answer depend on
-another's request. So requests share batches only after each row was computed alone and in company and agreed.
+another's request; one that does not heed its mask would make it depend on another's length. So requests share batches of a size
+only after rows were computed alone and in such a batch and agreed (docs/explanation/batching-proof.md).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from torchmodel_runtime.config import WARM_UP_FAILED, BatchingReport
-from torchmodel_runtime.engine.forward import Engine, OutputError, is_out_of_memory, out_of_memory
+from torchmodel_runtime.config import WARM_UP_FAILED, BatchingReport, BatchProof
+from torchmodel_runtime.engine.comparison import Verdict, compare
+from torchmodel_runtime.engine.conversion import OutputError
+from torchmodel_runtime.engine.forward import Engine, is_out_of_memory, out_of_memory
+from torchmodel_runtime.engine.memory import SHARE, PeakMeter, room_bytes
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.tasks import Task
 from torchmodel_runtime.tensors import Arrays
 
-COMPANY_ROWS = 4
-"""Rows compared: enough for a mixing model to show, few enough for a slow one."""
+PROBES = 4
+"""Rows compared in each batch: enough for a mixing model to show, few enough for a slow one."""
 
-TIME_FOR_LARGEST_S = 30.0
-"""The largest batch is left out of the warm-up when a row's time says it would take longer; a guess at what is bearable."""
+LENGTHS = 5
+"""Different lengths among the rows of the proof of padding, from the task's shortest to its longest."""
 
-TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
-    torch.float64: (1e-7, 1e-8),
-    torch.float32: (1e-4, 1e-5),
-    torch.float16: (1e-2, 1e-3),
-    torch.bfloat16: (5e-2, 1e-2),
-}
-"""rtol and atol by the module's dtype; atol is multiplied by the answers' own scale. torch.testing's are for one operation
-(fp32 1.3e-6 and 1e-5, fp16 1e-3, bf16 1.6e-2; torch/testing/_comparison.py); a whole network gets roughly ten rounds of them,
-bf16 three. A row computed in a batch of 64 moved by 1e-6 in fp32 and 1e-3 in bf16, mixed rows by 4 (reference measurement)."""
+BUDGET_S = 12.0
+"""Time for the sizes of one series; a size that would take longer is not tried and not used. A guess at what a start may cost."""
+
+BETWEEN_S = 0.25
+"""Time for the sizes between those: of a quick model all are proven."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One row and its answer alone."""
+
+    inputs: Arrays
+    answer: Arrays
+    length: int = 0
+
+
+@dataclass
+class Series:
+    """What came of trying one size after the other."""
+
+    proofs: list[BatchProof] = field(default_factory=list)
+    largest: int = 1
+    doubt: str = ""
+    """Why rows must not share a batch in this way."""
+    stopped: str = ""
+    """Why larger sizes were not tried."""
+    all_sizes: bool = False
+
+
+def batch_sizes(max_size: int) -> list[int]:
+    """The sizes that are always proven: powers of two, where kernels change, and the largest."""
+    return sorted({*(1 << power for power in range(1, max_size.bit_length()) if 1 << power <= max_size), max_size})
 
 
 def warm_up(engine: Engine, task: Task, max_size: int) -> BatchingReport:
-    """Run the sizes that will come, check the outputs, prove the rows independent. Raises StartError WARM_UP_FAILED.
+    """Run the sizes that will come, check the outputs, prove the rows independent; sets the engine's bounds by it.
 
-    Sizes 1, a few and the largest: one row takes other kernels than several, and the largest needs the most memory.
+    Raises StartError WARM_UP_FAILED where the module does not do what is declared.
     """
     generator = np.random.default_rng(0)
-    task.learn(_run(engine, task.synthetic(1, generator), "one row"))
-    started_s = time.monotonic()
-    _run(engine, task.synthetic(1, generator), "one row")
-    row_s = time.monotonic() - started_s
+    task.learn(_run(engine, task.synthetic(1, generator)))
     if max_size == 1:
         return BatchingReport(enabled=False, max_size=1, reason="serving.batching.maxSize is 1")
-    doubt = _find_doubt(engine, task.synthetic(COMPANY_ROWS, generator))
-    if doubt:
+    probes = [
+        Probe(inputs, engine.forward(inputs)) for inputs in _rows_of(task.synthetic(PROBES, generator), range(PROBES))
+    ]
+    doubt = _find_chance(engine, probes[0])
+    meter = PeakMeter(engine.device)
+    series = Series(doubt=doubt) if doubt else _prove_company(engine, task, max_size, probes, meter)
+    if series.doubt or series.largest == 1:
         engine.max_rows = 1
-        return BatchingReport(enabled=False, max_size=1, reason=doubt)
-    if row_s * max_size <= TIME_FOR_LARGEST_S:
-        _run(engine, task.synthetic(max_size, generator), f"{max_size} rows")
+        reason = series.doubt or series.stopped
+        return BatchingReport(enabled=False, max_size=1, reason=reason, proofs=series.proofs)
+    engine.max_rows = series.largest
+    engine.bounds.learn(task.synthetic(series.largest, generator), meter.growth_bytes())
+    padded = _prove_padding(engine, task, generator)
+    if padded is not None and not padded.doubt:
+        engine.max_rows = padded.largest
     return BatchingReport(
-        enabled=True, max_size=max_size, reason=f"{COMPANY_ROWS} rows alone and together agreed within tolerance"
+        enabled=True,
+        max_size=engine.max_rows,
+        reason=_say(series, padded),
+        padding=engine.pads,
+        proofs=series.proofs + (padded.proofs if padded else []),
     )
 
 
-def _run(engine: Engine, inputs: Arrays, what: str) -> Arrays:
-    """The module on synthetic inputs; an exception becomes a StartError that shows the inputs."""
+def _say(series: Series, padded: Series | None) -> str:
+    """The outcome in words."""
+    sizes = ", ".join(str(proof.rows) for proof in series.proofs)
+    between = " and every size between" if series.all_sizes else ""
+    words = f"rows alone and in batches of {sizes}{between} agreed within tolerance"
+    if series.stopped:
+        words += f"; larger ones were not tried: {series.stopped}"
+    if padded is None:
+        return words
+    if padded.doubt:
+        return f"{words}; padding is off: {padded.doubt}"
+    words += "; so did rows padded to the longest"
+    return f"{words}, up to {padded.largest}: {padded.stopped}" if padded.stopped else words
+
+
+def _run(engine: Engine, inputs: Arrays) -> Arrays:
+    """The module on one synthetic row, its habits watched; an exception becomes a StartError that shows the inputs."""
     try:
-        return engine.forward(inputs)
+        return engine.watch(inputs)
     except OutputError as error:
         raise StartError(
             WARM_UP_FAILED, str(error), "Correct spec.signature.outputs to what the module returns."
         ) from error
     except Exception as error:
         if is_out_of_memory(error):
-            raise out_of_memory(f"warm-up with {what}", error) from error
+            raise out_of_memory("warm-up with one row", error) from error
         shapes = ", ".join(f"{array.dtype} {list(array.shape)}" for array in inputs)
         raise StartError(
             WARM_UP_FAILED,
-            f"the module failed on synthetic inputs of {what} ({shapes}): {type(error).__name__}: {error}",
+            f"the module failed on synthetic inputs of one row ({shapes}): {type(error).__name__}: {error}",
             "Compare the inputs with what the module's forward takes: their order, datatypes and shapes.",
         ) from error
 
 
-def _find_doubt(engine: Engine, inputs: Arrays) -> str:
-    """Why rows must not share a batch; empty when they may."""
-    rows = len(inputs[0])
-    alone = [engine.forward([array[row : row + 1] for array in inputs]) for row in range(rows)]
-    again = engine.forward([array[:1] for array in inputs])
-    tolerance = TOLERANCES.get(engine.float_dtype, TOLERANCES[torch.float32])
-    for name, first, second in zip(engine.output_names, alone[0], again, strict=True):
-        if worst := _worst_excess(first, second, tolerance):
-            return f"the module is not deterministic: output {name!r} of one row computed twice {worst}"
-    try:
-        together = engine.forward(inputs)
-    except Exception as error:  # noqa: BLE001 - whatever it is, single rows work and are served
-        return f"the module takes one row at a time: {rows} rows gave {type(error).__name__}: {str(error)[:300]}"
-    for index, name in enumerate(engine.output_names):
-        for row in range(rows):
-            reference, answer = alone[row][index], together[index][row : row + 1]
-            if reference.shape != answer.shape:
-                return f"output {name!r} of row {row} has shape {list(reference.shape)} alone, {list(answer.shape)} in company"
-            if worst := _worst_excess(reference, answer, tolerance):
-                return f"rows influence each other: output {name!r} of row {row}, alone and among {rows}, {worst}"
-    return ""
+def _find_chance(engine: Engine, probe: Probe) -> str:
+    """Why the module's answers cannot be compared: it is not deterministic; empty when it is."""
+    again = engine.forward(probe.inputs)
+    name, verdict = _worst(engine, probe.answer, again)
+    return (
+        f"the module is not deterministic: output {name!r} of one row computed twice {verdict.words}"
+        if verdict.words
+        else ""
+    )
 
 
-def _worst_excess(reference: np.ndarray, answer: np.ndarray, tolerance: tuple[float, float]) -> str:
-    """By how much two answers differ where it is too much, in words; empty when they agree."""
-    if reference.dtype.kind not in "fV":  # V is bfloat16
-        different = int((reference != answer).sum())
-        return f"differs in {different} of {reference.size} values" if different else ""
-    rtol, atol = tolerance
-    wide, other = reference.astype(np.float64), answer.astype(np.float64)
-    finite = np.isfinite(wide)
-    if not np.array_equal(finite, np.isfinite(other)):
-        return "differs in which values are finite"
-    scale = max(1.0, float(np.abs(wide[finite]).max(initial=0.0)))
-    difference = np.abs(wide - other)[finite]
-    if (difference <= atol * scale + rtol * np.abs(wide[finite])).all():
-        return ""
-    return f"differs by up to {difference.max():.3g} (tolerance {rtol:g} relative, {atol * scale:g} absolute)"
+def _prove_company(engine: Engine, task: Task, max_size: int, probes: Sequence[Probe], meter: PeakMeter) -> Series:
+    """Rows of equal shape alone and together."""
+    generator = np.random.default_rng(3)
+
+    def compute(size: int, series: Series) -> str:
+        inputs = task.synthetic(size, generator)
+        places = _places(size)
+        for place, probe in zip(places, probes, strict=False):
+            for array, row in zip(inputs, probe.inputs, strict=True):
+                array[place] = row[0]
+        outputs = engine.forward(inputs)
+        answers = [[output[place : place + 1] for output in outputs] for place in places]
+        return _compare_all(engine, probes, answers, size, series, padded=False)
+
+    series = _try_sizes(engine, batch_sizes(max_size), compute, meter)
+    if not series.doubt and not series.stopped:
+        _try_between(max_size, compute, series)
+    return series
+
+
+def _prove_padding(engine: Engine, task: Task, generator: np.random.Generator) -> Series | None:
+    """Rows of different length alone and padded together; None where no padding is declared."""
+    if engine.call.padding is None:
+        return None
+    probes = _probe_lengths(engine, task, generator)
+    if len({probe.length for probe in probes}) < 2:
+        tried = "{} to {}".format(*task.lengths)
+        return Series(doubt=f"of rows of length {tried} the module takes fewer than two, so nothing can be compared")
+    engine.pads = True
+    engine.cut_outputs = tuple(
+        index
+        for index, spec in enumerate(engine.call.outputs)
+        if spec.shape[1:2] == [-1] and all(probe.answer[index].shape[1] == probe.length for probe in probes)
+    )
+
+    def compute(size: int, series: Series) -> str:
+        company = [probes[index % len(probes)].inputs for index in range(size)]
+        for index in range(len(probes), size):  # the others differ from the probes
+            length = int(generator.choice([probe.length for probe in probes]))
+            company[index] = task.synthetic(1, generator, length)
+        return _compare_all(engine, probes, engine.run_together(company), size, series, padded=True)
+
+    series = _try_sizes(engine, batch_sizes(engine.max_rows), compute, PeakMeter(engine.device))
+    if not series.doubt and series.largest == 1:
+        series.doubt = series.stopped
+    if series.doubt:
+        engine.pads, engine.cut_outputs = False, ()
+    return series
+
+
+def _probe_lengths(engine: Engine, task: Task, generator: np.random.Generator) -> list[Probe]:
+    """One row for each length that the module takes, the shortest and the longest first: in a pair they differ most."""
+    shortest, longest = task.lengths
+    lengths = sorted({int(length) for length in np.geomspace(max(1, shortest), longest, LENGTHS).round()})
+    probes = []
+    for length in [lengths[0], *reversed(lengths[1:])]:
+        inputs = task.synthetic(1, generator, length)
+        try:
+            probes.append(Probe(inputs, engine.forward(inputs), length))
+        except Exception:  # noqa: BLE001, S112 - too short for its kernel, or too long for its positions: served so, with an error
+            continue
+    return probes
+
+
+def _try_sizes(engine: Engine, sizes: Sequence[int], compute: Callable[[int, Series], str], meter: PeakMeter) -> Series:
+    """One size after the other, until one is in doubt or the next would take too much time or memory."""
+    series, seconds, started_s = Series(), 0.0, time.monotonic()
+    for size in sizes:
+        factor = size / series.largest
+        if time.monotonic() - started_s + seconds * factor > BUDGET_S:
+            series.stopped = f"a batch of {series.largest} took {seconds:.1f} s"
+            break
+        grown = meter.growth_bytes()
+        if grown * (factor - 1) > room_bytes(engine.device) * SHARE > 0:
+            series.stopped = f"a batch of {series.largest} took {grown >> 20} MiB of memory"
+            break
+        began_s = time.monotonic()
+        try:
+            series.doubt = compute(size, series)
+        except Exception as error:  # noqa: BLE001 - whatever it is, smaller batches or single rows work and are served
+            words = f"{size} rows gave {type(error).__name__}: {str(error)[:300]}"
+            if series.largest == 1 and not is_out_of_memory(error):
+                series.doubt = f"the module takes one row at a time: {words}"
+            else:
+                series.stopped = words
+            break
+        if series.doubt:
+            break
+        if engine.max_rows < size:  # memory ran out, and the engine helped itself
+            series.stopped = f"a batch of {size} did not fit the memory"
+            series.proofs.pop()
+            break
+        seconds, series.largest = time.monotonic() - began_s, size
+    return series
+
+
+def _try_between(max_size: int, compute: Callable[[int, Series], str], series: Series) -> None:
+    """The sizes that `batch_sizes` leaves out, as long as that is quick; only a doubtful one gets into the report."""
+    until_s = time.monotonic() + BETWEEN_S
+    proven = len(series.proofs)
+    for size in sorted(set(range(2, max_size)) - set(batch_sizes(max_size))):
+        if time.monotonic() > until_s:
+            return
+        series.doubt = compute(size, series)
+        if series.doubt:
+            return
+        del series.proofs[proven:]
+    series.all_sizes = True
+
+
+def _compare_all(
+    engine: Engine, probes: Sequence[Probe], answers: Sequence[Arrays], size: int, series: Series, *, padded: bool
+) -> str:
+    """Each probe's answer alone and in company: the figures into the series; returned is what is wrong, or nothing."""
+    worst, doubt = Verdict(0.0, 0.0, ""), ""
+    for probe, answer in zip(probes, answers, strict=False):
+        name, verdict = _worst(engine, probe.answer, answer)
+        if verdict.max_difference >= worst.max_difference:
+            worst = verdict
+        if verdict.words and not doubt:
+            how = f"padded from {probe.length} among {size} rows" if padded else f"among {size}"
+            blame = "a row's answer depends on its padding or its company" if padded else "rows influence each other"
+            doubt = f"{blame}: output {name!r} of a row, alone and {how}, {verdict.words}"
+    # JSON has no infinity; a difference that is none, as between shapes, is shown as the largest float
+    difference = float(min(worst.max_difference, np.finfo(np.float64).max))
+    series.proofs.append(BatchProof(rows=size, padded=padded, max_difference=difference, tolerance=worst.tolerance))
+    return doubt
+
+
+def _worst(engine: Engine, reference: Arrays, answer: Arrays) -> tuple[str, Verdict]:
+    """The output that differs most, by its tolerance."""
+    precision = engine.precision()
+    verdicts = [
+        (spec.name, compare(first, second, precision))
+        for spec, first, second in zip(engine.call.outputs, reference, answer, strict=True)
+    ]
+    return max(verdicts, key=lambda each: (bool(each[1].words), each[1].max_difference))
+
+
+def _rows_of(inputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
+    return [[array[row : row + 1].copy() for array in inputs] for row in rows]
+
+
+def _places(size: int) -> list[int]:
+    """Where the probes stand in a batch: first, last, and two between."""
+    return sorted({0, size - 1, size // 3, 2 * size // 3})

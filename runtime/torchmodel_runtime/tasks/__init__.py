@@ -28,6 +28,16 @@ class PaddingRule:
     mask: str = ""
     """Keyword of forward that takes a mask, bool (rows, length), true on real positions; empty where an input is one."""
 
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Indices of the module inputs that have a length."""
+        return tuple(index for index, value in enumerate(self.values) if value is not None)
+
+    @property
+    def first(self) -> int:
+        """Index of the first of them; all of one request have the same length."""
+        return self.inputs[0]
+
 
 @dataclass(frozen=True)
 class ModuleCall:
@@ -59,6 +69,8 @@ class Task(Protocol):
     media: tuple[str, ...]
     """Content types (a trailing slash: the whole family) that are taken as the body itself; empty for tensors."""
     call: ModuleCall
+    lengths: tuple[int, int]
+    """Shortest and longest row (axis 1) that the proof of padding tries; read only where `call.padding` is set."""
 
     def is_heavy(self, inputs: Arrays) -> bool:
         """True when prepare takes so long that it must leave the event loop (decoding media releases the GIL)."""
@@ -84,20 +96,35 @@ class Task(Protocol):
         """See the module's first outputs at warm-up: take sizes from them, StartError where they cannot serve the task."""
         ...
 
-    def synthetic(self, rows: int, generator: np.random.Generator) -> Arrays:
-        """Module inputs of that many differing rows, for warm-up and for the proof that rows do not mix."""
+    def synthetic(self, rows: int, generator: np.random.Generator, length: int = 0) -> Arrays:
+        """Module inputs of that many differing rows, for warm-up and for the proof that rows do not mix.
+
+        length: of axis 1 of the inputs that are padded; 0: as the task thinks best.
+        """
         ...
 
 
-def make_task(task: config.Task, signature: Signature | None, folder: Path) -> Task:
-    """The task that the configuration names; folder is the checkpoint's, for tokenizer.json. Raises StartError."""
+def make_task(
+    task: config.Task, signature: Signature | None, folder: Path, padding: config.Padding | None = None
+) -> Task:
+    """The task that the configuration names; folder is the checkpoint's, for tokenizer.json. Raises StartError.
+
+    padding: serving.batching.padding.
+    """
     from torchmodel_runtime.tasks.image import ImageTask
     from torchmodel_runtime.tasks.speech import SpeechTask
     from torchmodel_runtime.tasks.tensor import TensorTask
     from torchmodel_runtime.tasks.text import TextTask
 
     if task.type == "tensor":
-        return TensorTask(_require_signature(signature))
+        return TensorTask(_require_signature(signature), padding)
+    if padding is not None:
+        raise StartError(
+            config.CONFIG_INVALID,
+            f"serving.batching.padding: given for task.type {task.type}, whose rows have "
+            + ("a padding of their own" if task.type == "text-embedding" else "nothing to pad"),
+            "Remove spec.serving.batching.padding, or set spec.task.type: tensor.",
+        )
     if signature is not None:
         raise StartError(
             config.CONFIG_INVALID,

@@ -35,6 +35,7 @@ class ImageTask:
 
     media: tuple[str, ...] = ("image/",)
     signature: Signature
+    lengths = (0, 0)
     call = ModuleCall(outputs=(TensorSpec(name="logits", datatype="FP32", shape=[-1, -1]),), more_outputs=True)
 
     def __init__(self, options: ImageClassification) -> None:
@@ -90,7 +91,7 @@ class ImageTask:
         self._top_k = min(self._top_k, classes)
         self.signature = _make_signature(self._top_k)
 
-    def synthetic(self, rows: int, generator: np.random.Generator) -> Arrays:
+    def synthetic(self, rows: int, generator: np.random.Generator, length: int = 0) -> Arrays:  # noqa: ARG002
         """Noise of the range a normalised image has."""
         side = self._options.crop_pixels
         return [generator.standard_normal((rows, 3, side, side), dtype=np.float32)]

@@ -45,6 +45,7 @@ class SpeechTask:
             TensorSpec(name="duration_seconds", datatype="FP64", shape=[-1]),
         ],
     )
+    lengths = (0, 0)
     call = ModuleCall(outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=[-1, -1]),), more_outputs=True)
 
     def __init__(self, options: Speech) -> None:
@@ -106,7 +107,7 @@ class SpeechTask:
                 "End the module's forward with a sigmoid.",
             )
 
-    def synthetic(self, rows: int, generator: np.random.Generator) -> Arrays:
+    def synthetic(self, rows: int, generator: np.random.Generator, length: int = 0) -> Arrays:  # noqa: ARG002
         """Noise of a quiet recording's level."""
         samples = SYNTHETIC_WINDOWS * self._options.window_samples
         return [0.1 * generator.standard_normal((rows, samples), dtype=np.float32)]

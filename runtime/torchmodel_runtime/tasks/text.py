@@ -1,7 +1,7 @@
 """Task type text-embedding: text in, one vector out, by the checkpoint's own tokenizer.json.
 
-Texts of one request are padded to its longest, with an attention mask; requests share a batch only where their lengths are
-equal. Pooling follows sentence-transformers' Pooling and Normalize modules.
+Texts of one request are padded to its longest, with an attention mask, and so are requests that share a batch, once the
+engine has proven that a text's vectors stay the same. Pooling follows sentence-transformers' Pooling and Normalize modules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from torchmodel_runtime.config import CHECKPOINT_INVALID, WARM_UP_FAILED, Signature, TensorSpec, TextEmbedding
 from torchmodel_runtime.errors import StartError, invalid
-from torchmodel_runtime.tasks import ModuleCall, Work
+from torchmodel_runtime.tasks import ModuleCall, PaddingRule, Work
 from torchmodel_runtime.tensors import Arrays
 
 HEAVY_CHARACTERS = 4096
@@ -23,22 +23,27 @@ HEAVY_CHARACTERS = 4096
 
 SYNTHETIC_TOKENS = 16
 
+SHORT_TOKENS, LONG_TOKENS = 3, 64
+"""Between them lie the lengths that the proof of padding compares: one word with its marks, and a long sentence."""
+
 
 class TextTask:
     """Texts in, vectors out."""
 
     media: tuple[str, ...] = ("text/plain",)
     signature: Signature
-    call = ModuleCall(
-        outputs=(TensorSpec(name="last_hidden_state", datatype="FP32", shape=[-1, -1, -1]),),
-        keywords=("input_ids", "attention_mask", "token_type_ids"),
-        more_outputs=True,
-    )
 
     def __init__(self, options: TextEmbedding, folder: Path) -> None:
         self._options = options
         self._tokenizer, self._pad_id = _load_tokenizer(folder, options.max_length_tokens)
         self.signature = _make_signature(-1)
+        self.call = ModuleCall(
+            outputs=(TensorSpec(name="last_hidden_state", datatype="FP32", shape=[-1, -1, -1]),),
+            keywords=("input_ids", "attention_mask", "token_type_ids"),
+            more_outputs=True,
+            padding=PaddingRule((self._pad_id, 0, 0)),
+        )
+        self.lengths = (min(SHORT_TOKENS, options.max_length_tokens), min(LONG_TOKENS, options.max_length_tokens))
 
     def is_heavy(self, inputs: Arrays) -> bool:
         """True for long texts."""
@@ -87,11 +92,10 @@ class TextTask:
             )
         self.signature = _make_signature(outputs[0].shape[2])
 
-    def synthetic(self, rows: int, generator: np.random.Generator) -> Arrays:
+    def synthetic(self, rows: int, generator: np.random.Generator, length: int = 0) -> Arrays:
         """Random tokens; one row alone has the greatest length, so a model that cannot take it fails before it is ready."""
-        length = (
-            self._options.max_length_tokens if rows == 1 else min(SYNTHETIC_TOKENS, self._options.max_length_tokens)
-        )
+        longest = self._options.max_length_tokens
+        length = length or (longest if rows == 1 else min(SYNTHETIC_TOKENS, longest))
         ids = generator.integers(0, self._tokenizer.get_vocab_size(), (rows, length), dtype=np.int64)
         return [ids, np.ones_like(ids), np.zeros_like(ids)]
 

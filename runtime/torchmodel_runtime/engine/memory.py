@@ -1,0 +1,72 @@
+"""How much memory a batch takes, and how large a batch may therefore be.
+
+`proof` measures while it tries the sizes; `startup` asks for the bound. What a batch needs beside its inputs is taken as
+proportional to them: true of layers, too little for attention over longer rows than were measured, for which running out of
+memory is handled where it happens (`forward.Engine`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from torchmodel_runtime.quota import read_memory_room
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+NOISE_BYTES = 8 << 20
+"""Growth below this is the allocator's and the libraries' own, and says nothing about the batch."""
+
+SHARE = 0.5
+"""Of the free memory for batches; the rest is for requests being decoded and answers being encoded. A guess."""
+
+
+class PeakMeter:
+    """The most memory used since it was made, beyond what was used then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_gpu = device.type == "cuda"
+        self._base_bytes = -1
+        if self._is_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self._base_bytes = torch.cuda.memory_allocated()
+            return
+        try:
+            CLEAR_REFS.write_text("5")  # sets VmHWM back to VmRSS (kernel docs: filesystems/proc.rst)
+        except OSError:  # another kernel, or a sandbox: nothing is measured then
+            return
+        self._base_bytes = _read_status("VmRSS")
+
+    def growth_bytes(self) -> int:
+        """Bytes; 0 when it cannot be measured or is lost in the noise."""
+        if self._base_bytes < 0:
+            return 0
+        peak = torch.cuda.max_memory_allocated() if self._is_gpu else _read_status("VmHWM")
+        growth = peak - self._base_bytes
+        return growth if growth >= NOISE_BYTES else 0
+
+
+def room_bytes(device: torch.device) -> int:
+    """What may still be allocated on the device: of a GPU what is free and what torch's cache holds unused."""
+    if device.type != "cuda":
+        return read_memory_room()
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def max_batch_bytes(room_bytes: int, growth_per_byte: float, batches: int) -> int:
+    """Most bytes of inputs in a batch, when so many batches are computed at the same time; 0: no bound.
+
+    growth_per_byte: bytes of memory that a batch takes for each byte of its inputs; 0: not known.
+    """
+    if growth_per_byte <= 0 or room_bytes <= 0:
+        return 0
+    return max(1, int(room_bytes * SHARE / max(1, batches) / growth_per_byte))
+
+
+def _read_status(field: str) -> int:
+    """A field of /proc/self/status, in bytes; -1 when it is not there."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else -1
