@@ -37,8 +37,10 @@ def find_free_port() -> int:
 class RuntimeProcess:
     """One `python -m torchmodel_runtime`, with its log and termination log in files."""
 
-    def __init__(self, config: ServerConfig, environment: dict[str, str] | None = None) -> None:
-        self.port = find_free_port()
+    def __init__(
+        self, config: ServerConfig, environment: dict[str, str] | None = None, port: int | None = None
+    ) -> None:
+        self.port = port or find_free_port()
         self.config = msgspec.structs.replace(config, host="127.0.0.1", port=self.port)
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="torchmodel-runtime-")
