@@ -19,6 +19,7 @@ from torchmodel_runtime import errors
 from torchmodel_runtime.batching import BatchRules, BatchWindow, Entry
 from torchmodel_runtime.config import Serving
 from torchmodel_runtime.metrics import Metrics
+from torchmodel_runtime.telemetry import Observation
 from torchmodel_runtime.tensors import Arrays
 from torchmodel_runtime.workers import Worker
 
@@ -44,6 +45,8 @@ class _Waiting:
 
     inputs: Arrays
     future: asyncio.Future[Arrays]
+    seen: Observation | None
+    """Where it is written down when its batch began and what that was; of a request in several parts, the last one."""
 
 
 def batch_key(inputs: Arrays) -> tuple[Any, ...]:
@@ -70,16 +73,19 @@ class Batcher:
         self._seconds_per_row = 0.0
         metrics.watch_queue(lambda: self._window.queued_rows)
 
-    async def submit(self, parts: Sequence[Arrays], deadline_s: float) -> list[Arrays]:
+    async def submit(self, parts: Sequence[Arrays], deadline_s: float, seen: Observation | None = None) -> list[Arrays]:
         """The module's outputs for each part of one request, all or nothing.
 
         Raises RequestError: 413 when the request can never fit the queue, 429 when it does not fit now, 504 past the
         deadline (monotonic), 500 when the model failed on it. A caller that is cancelled takes its waiting entries with it.
         """
-        self._check_room(sum(len(part[0]) for part in parts))
+        rows = sum(len(part[0]) for part in parts)
+        if seen is not None:
+            seen.rows = rows
+        self._check_room(rows)
         now_s = time.monotonic()
         timeout_s = deadline_s - now_s
-        entries = [self._enqueue(part, now_s, deadline_s) for part in parts]
+        entries = [self._enqueue(part, now_s, deadline_s, seen) for part in parts]
         timer = self._loop.call_later(timeout_s, self._expire, entries, timeout_s)
         self._schedule()
         try:
@@ -109,8 +115,8 @@ class Batcher:
             retry_after_s = min(60, max(1, math.ceil(queued * self._seconds_per_row)))
             raise errors.queue_full(queued, self._max_queue_rows, retry_after_s)
 
-    def _enqueue(self, inputs: Arrays, now_s: float, deadline_s: float) -> Entry[_Waiting]:
-        waiting = _Waiting(inputs, self._loop.create_future())
+    def _enqueue(self, inputs: Arrays, now_s: float, deadline_s: float, seen: Observation | None) -> Entry[_Waiting]:
+        waiting = _Waiting(inputs, self._loop.create_future(), seen)
         entry = Entry(waiting, len(inputs[0]), batch_key(inputs), now_s, deadline_s)
         self._window.add(entry)
         return entry
@@ -148,6 +154,8 @@ class Batcher:
         inputs = [entry.payload.inputs for entry in batch]
         for entry in batch:
             self._metrics.queue_wait_s.observe(now_s - entry.arrived_s)
+            if entry.payload.seen is not None:
+                entry.payload.seen.batched_s = now_s
         worker.start(lambda: _timed_run(runner, inputs), lambda result, error: self._finish(seat, batch, result, error))
         if self._free and len(self._window):
             self._schedule()
@@ -159,6 +167,7 @@ class Batcher:
         self._free.append(seat)
         if error is not None:
             logger.error("the engine failed on a batch", exc_info=error)
+            self._metrics.count_engine_error("batch")
             answers: list[Arrays | Exception] = [errors.model_failed()] * len(batch)
         else:
             answers, seconds = result
@@ -166,12 +175,16 @@ class Batcher:
             self._metrics.batch_rows.observe(rows)
             self._metrics.compute_s.observe(seconds)
             self._seconds_per_row += 0.2 * (seconds / rows - self._seconds_per_row)
+            for entry in batch:
+                if entry.payload.seen is not None:
+                    entry.payload.seen.batch_seconds, entry.payload.seen.batch_rows = seconds, rows
         self._dispatch()
         for entry, answer in zip(batch, answers, strict=True):
             future = entry.payload.future
             if future.done():  # the client left
                 continue
             if isinstance(answer, Exception):
+                self._metrics.count_engine_error("request")
                 future.set_exception(answer)
             else:
                 future.set_result(answer)

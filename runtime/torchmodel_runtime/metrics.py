@@ -102,12 +102,6 @@ class Metrics:
         """Ask the batcher for its waiting rows whenever metrics are read."""
         self.watch("torchmodel_queued_rows", queued_rows)
 
-    def count_request(self, dialect: str, status: int, seconds: float) -> None:
-        """One inference request was answered, well or not."""
-        tally = self.dialects[dialect]
-        tally.requests[status] += 1
-        tally.request_s.observe(seconds)
-
     def count_rejected(self, reason: str) -> None:
         """One request got an error; reason is the error's stable code."""
         self._count("torchmodel_rejected_total", reason)

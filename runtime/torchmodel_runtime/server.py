@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from time import monotonic
 
 from torchmodel_runtime import codec, errors
 from torchmodel_runtime.batcher import Batcher
@@ -21,6 +21,7 @@ from torchmodel_runtime.exchange import Answer, Call, Dialect
 from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.startup import LoadedModel
 from torchmodel_runtime.tasks import Task, Work
+from torchmodel_runtime.telemetry import CLIENT_LEFT, REQUEST_ID, Observation, Telemetry
 from torchmodel_runtime.tensors import Arrays
 from torchmodel_runtime.workers import Worker
 
@@ -29,9 +30,6 @@ logger = logging.getLogger(__name__)
 VERSION = "1"
 """A process serves one version; it answers to `versions/1` for clients that insist on one."""
 
-CLIENT_LEFT = 499
-"""nginx's number for a client that closed the connection; HTTP has none."""
-
 
 class Server:
     """Loading, serving, draining; and inference."""
@@ -39,6 +37,7 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.metrics = Metrics(config.name)
+        self.telemetry = Telemetry(config, self.metrics)
         self.model: LoadedModel | None = None
         """None until loaded, warm and proven."""
         self.ready = False
@@ -61,6 +60,7 @@ class Server:
         self.model = model
         self.ready = True
         self.metrics.tell_loaded(model.report)
+        self.metrics.watch("torchmodel_batch_rows_limit", lambda: min(runner.max_rows for runner in model.runners))
 
     async def drain(self) -> bool:
         """Withdraw, then refuse, then finish what was admitted; False when that took longer than allowed."""
@@ -75,6 +75,8 @@ class Server:
         except asyncio.TimeoutError:
             logger.error("draining timed out", extra={"fields": {"in_flight": self._in_flight}})
             return False
+        finally:
+            await self.telemetry.close()
         return True
 
     @property
@@ -102,46 +104,57 @@ class Server:
         if version is not None and version != VERSION:
             raise errors.not_found(f"model {model!r} has no version {version!r}; it has {VERSION!r}")
 
-    async def answer(self, dialect: Dialect, call: Call | Awaitable[Call]) -> Answer:
+    async def answer(self, dialect: Dialect, headers: Mapping[str, str], call: Call | Awaitable[Call]) -> Answer:
         """Answer by `infer`, errors included; in flight meanwhile, counted by its outcome afterwards.
 
         A call that is still being read may be given as an awaitable, so that draining waits for it.
         """
-        started_s = time.monotonic()
+        seen = self.telemetry.begin(dialect, headers)
         self._in_flight += 1
         self._idle.clear()
-        status = 500
         try:
-            answer = await self.infer(call if isinstance(call, Call) else await call, started_s)
-            status = answer.status
-            return answer
+            if not isinstance(call, Call):
+                call = await call
+                seen.read_s = monotonic()
+            answer = await self.infer(call, seen)
         except RequestError as error:
-            status = error.status
-            return self.refuse(dialect, error)
+            seen.code = error.code
+            answer = self.refuse(dialect, error)
         except asyncio.CancelledError:
-            status = CLIENT_LEFT
+            self.telemetry.end(seen, CLIENT_LEFT, 0)
             raise
         except Exception:
-            logger.exception("a request failed inside the server", extra={"fields": {"dialect": dialect}})
-            return self.refuse(dialect, errors.internal())
+            logger.exception(
+                "a request failed inside the server", extra={"fields": {"dialect": dialect, **seen.identity()}}
+            )
+            seen.code = "INTERNAL"
+            answer = self.refuse(dialect, errors.internal())
         finally:
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._idle.set()
-            self.metrics.count_request(dialect, status, time.monotonic() - started_s)
+        answer.headers[REQUEST_ID] = seen.request_id
+        self.telemetry.end(seen, answer.status, len(answer.body))
+        return answer
 
-    async def infer(self, call: Call, started_s: float) -> Answer:
-        """One request: decode, compute, encode. started_s: monotonic time at which its deadline began to run."""
+    async def infer(self, call: Call, seen: Observation) -> Answer:
+        """One request: decode, compute, encode. Its deadline began to run at seen.started_s."""
         model, _ = self.admit(call.model, call.version)
+        seen.request_bytes = len(call.body)
         decoded = codec.decode_request(call, self._plan)
-        outputs = await self.compute(call.model, call.version, decoded, self._deadline_s(started_s))
+        seen.decoded_s = monotonic()
+        outputs = await self.compute(call.model, call.version, decoded, self._deadline_s(seen.started_s), seen)
+        seen.finished_s = monotonic()
         return codec.encode_response(call, decoded, self._plan, model.task, outputs)
 
-    async def compute(self, name: str, version: str | None, decoded: Decoded, deadline_s: float) -> Arrays:
+    async def compute(
+        self, name: str, version: str | None, decoded: Decoded, deadline_s: float, seen: Observation
+    ) -> Arrays:
         """The task's outputs for checked inputs, by the batches that all ports share."""
         model, batcher = self.admit(name, version)
         work = await _prepare(model.task, decoded.inputs)
-        results = await batcher.submit(work.parts, deadline_s)
+        seen.prepared_s = monotonic()
+        results = await batcher.submit(work.parts, deadline_s, seen)
         return model.task.finish(work, results)
 
     def refuse(self, dialect: Dialect, error: RequestError) -> Answer:

@@ -125,7 +125,7 @@ class HotConnection(RequestHandler):
 
     async def _answer(self, call: Call) -> None:
         try:
-            answer = await self._server.answer(call.dialect, call)
+            answer = await self._server.answer(call.dialect, call.headers, call)
             self._write(answer)
             if self._paused:
                 await self._drain_helper()

@@ -35,6 +35,7 @@ class Listener:
         manager = self._runner.server
         if manager is None:
             raise RuntimeError("the application runner made no server")
+        self._server.metrics.watch("torchmodel_connections", lambda: len(manager.connections))
         loop = asyncio.get_running_loop()
         routes = hot_routes(config)
         settings = {

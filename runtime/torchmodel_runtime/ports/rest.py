@@ -19,6 +19,7 @@ from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.exchange import Answer, Call, Dialect
 from torchmodel_runtime.metrics import CONTENT_TYPE
 from torchmodel_runtime.server import VERSION, Server
+from torchmodel_runtime.telemetry import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class RestPort:
         return await self._infer(request, "torchserve")
 
     async def _infer(self, request: web.Request, dialect: Dialect) -> web.Response:
-        answer = await self._server.answer(dialect, self._read(request, dialect))
+        answer = await self._server.answer(dialect, request.headers, self._read(request, dialect))
         return self._respond(answer)
 
     async def _read(self, request: web.Request, dialect: Dialect) -> Call:
@@ -172,6 +173,8 @@ class RestPort:
         except Exception:
             logger.exception("a request failed inside the server", extra={"fields": {"path": request.path}})
             response = self._respond(self._server.refuse(_dialect_of(request.path), errors.internal()))
+        if REQUEST_ID not in response.headers:
+            response.headers[REQUEST_ID] = self._server.telemetry.request_id(request.headers)
         if self._server.is_leaving:
             response.force_close()
         return response
