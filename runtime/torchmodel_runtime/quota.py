@@ -36,8 +36,8 @@ def whole_cpus(quota: float | None, cpus: int) -> int:
 
 
 def read_memory_room(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUP, meminfo: Path = MEMINFO) -> int:
-    """Bytes that may still be allocated: below the tightest cgroup limit (v2 `memory.max` less `memory.current`), at most what
-    the machine has available."""
+    """Bytes that may still be allocated: below the tightest cgroup limit (v2 `memory.max` less `memory.current`, without the
+    files' pages in it that the kernel takes back first, such as a checkpoint's), at most what the machine has available."""
     v2_path, _ = _own_paths(own)
     rooms = [_memory_room(folder) for folder in _upwards(root, v2_path)]
     available = re.search(r"^MemAvailable:\s+(\d+) kB", _read(meminfo), re.MULTILINE)
@@ -52,7 +52,10 @@ def read_resident_bytes() -> int:
 
 def _memory_room(folder: Path) -> int | None:
     limit, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
-    return int(limit) - int(used) if limit.isdigit() and used.isdigit() else None
+    if not (limit.isdigit() and used.isdigit()):
+        return None
+    idle = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+    return int(limit) - int(used) + (int(idle[1]) if idle else 0)
 
 
 def _own_paths(own: Path) -> tuple[str, str]:

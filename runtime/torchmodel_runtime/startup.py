@@ -70,7 +70,7 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
     task = make_task(config.task, config.signature, checkpoint.folder, config.serving.batching.padding)
 
     clock.begin("import")
-    from torchmodel_runtime.engine import architecture, forward, proof, threads, weights
+    from torchmodel_runtime.engine import architecture, forward, memory, proof, threads, weights
 
     forward.configure_thread(room.cpus)
     device = forward.choose_device(config.serving.device)
@@ -87,6 +87,9 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
         clock.begin("warm-up")
         batching = proof.warm_up(engine, task, config.serving.batching.max_size)
         plan = room.plan or _choose_plan(config, room, engine, task)
+        engine.bounds.max_bytes = memory.max_batch_bytes(
+            memory.room_bytes(device), engine.bounds.growth_per_byte, plan.processes * plan.workers
+        )
         engines = [engine]
     except StartError:
         raise

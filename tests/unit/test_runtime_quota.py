@@ -71,6 +71,7 @@ def test_cpus_follow_the_quota_rounded_down(quota: float | None, cpus: int, whol
     ("files", "room"),
     [
         ({"memory.max": "1000\n", "memory.current": "400\n"}, 600),
+        ({"memory.max": "1000\n", "memory.current": "900\n", "memory.stat": "anon 300\ninactive_file 500\n"}, 600),
         ({"memory.max": "max\n", "memory.current": "400\n"}, 5 * 1024),
         ({"memory.max": "1000\n", "memory.current": "1400\n"}, 0),
         ({}, 5 * 1024),
