@@ -15,7 +15,7 @@ A worker that is alone at work takes all the threads, since nobody else would us
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchmodel_runtime.config import Serving
 
@@ -88,6 +88,11 @@ def choose_plan(serving: Serving, cpus: int, timing: Timing | None, *, is_gpu: b
         f"; threads inside it keep {shares} of their worth" if shares else ""
     )
     return _plan(serving, workers, threads, cpus, reason, processes=1)
+
+
+def with_one_worker(plan: Plan, doubt: str) -> Plan:
+    """The plan for a module that cannot compute two batches at the same time: its one worker gets all threads."""
+    return replace(plan, workers=1, threads=plan.solo_threads, reason=f"one worker, because {doubt}")
 
 
 def thread_counts(cpus: int) -> list[int]:

@@ -20,7 +20,7 @@ from torchmodel_runtime.batcher import Runner
 from torchmodel_runtime.batching import BatchRules
 from torchmodel_runtime.config import INTERNAL_ERROR, ColdStart, ModelReport, ParallelismReport, ServerConfig
 from torchmodel_runtime.errors import StartError
-from torchmodel_runtime.parallelism import Plan, choose_plan, thread_counts
+from torchmodel_runtime.parallelism import Plan, choose_plan, thread_counts, with_one_worker
 from torchmodel_runtime.quota import read_memory_room, read_resident_bytes
 from torchmodel_runtime.tasks import Task, make_task
 
@@ -136,9 +136,8 @@ def _choose_plan(config: ServerConfig, room: Room, engine: Engine, task: Task) -
     from torchmodel_runtime.engine import threads
 
     is_gpu = engine.device.type != "cpu"
-    max_processes = 1 + read_memory_room() // (
-        2 * read_resident_bytes()
-    )  # half of what is left stays for the activations
+    # half of what is left stays for the activations
+    max_processes = 1 + read_memory_room() // (2 * read_resident_bytes())
     counts = [config.serving.threads] if config.serving.threads else thread_counts(room.cpus)
     timing = None if is_gpu else threads.measure(engine, task, sorted({1, *counts}))
     return choose_plan(config.serving, room.cpus, timing, is_gpu=is_gpu, max_processes=max_processes)

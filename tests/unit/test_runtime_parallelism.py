@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from torchmodel_runtime.config import Serving
-from torchmodel_runtime.parallelism import Plan, Timing, choose_plan, thread_counts
+from torchmodel_runtime.parallelism import Plan, Timing, choose_plan, thread_counts, with_one_worker
 
 TINY = Timing(rows=32, batch_s={1: 0.00004, 2: 0.00005, 4: 0.00006})
 CONVOLUTION = Timing(rows=8, batch_s={1: 0.400, 2: 0.220, 4: 0.125})
@@ -71,3 +71,9 @@ def test_memory_that_bounds_the_processes_is_said() -> None:
 )
 def test_threads_are_measured_at_powers_of_two_and_at_all(cpus: int, counts: list[int]) -> None:
     assert thread_counts(cpus) == counts
+
+
+def test_a_module_that_cannot_be_shared_gets_one_worker_with_all_threads() -> None:
+    plan = with_one_worker(choose(CONVOLUTION, 4), "the module cannot be copied: TypeError")
+    assert (plan.workers, plan.threads, plan.solo_threads) == (1, 4, 4)
+    assert "cannot be copied" in plan.reason
