@@ -76,7 +76,13 @@ def test_cpus_follow_the_quota_rounded_down(quota: float | None, cpus: int, whol
         ({"memory.max": "1000\n", "memory.current": "1400\n"}, 0),
         ({}, 5 * 1024),
     ],
-    ids=["what the limit leaves", "no limit: what the machine has", "over the limit", "no cgroup"],
+    ids=[
+        "what the limit leaves",
+        "idle pages of files count as free",
+        "no limit: what the machine has",
+        "over the limit",
+        "no cgroup",
+    ],
 )
 def test_memory_room_is_what_the_limit_or_the_machine_leaves(tmp_path: Path, files: dict[str, str], room: int) -> None:
     root = write(tmp_path / "cgroup", files)
