@@ -15,7 +15,7 @@ A worker that is alone at work takes all the threads, since nobody else would us
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torchmodel_runtime.config import Serving
 
@@ -29,6 +29,9 @@ HTTP_ROW_S = 0.00004
 SCALING = 0.95
 """Threads inside a worker must keep this share of what the same threads achieve as workers of their own."""
 
+GAIN = 1.05
+"""A larger batch must lower the time of a row by more than this to be worth the wait of those in it."""
+
 MAX_WORKERS = 8
 """More batches in progress than that wait longer for the memory bus than they gain; a guess, and a bound on activations."""
 
@@ -40,9 +43,11 @@ class Timing:
     """What warm-up measured, on a quiet process."""
 
     rows: int
-    """In the largest batch."""
+    """In a batch as large as pays."""
     batch_s: Mapping[int, float]
-    """Seconds of the largest batch by number of torch threads; 1 is always there."""
+    """Seconds of that batch by number of torch threads; 1 is always there."""
+    rows_s: Mapping[int, float] = field(default_factory=dict)
+    """Seconds on one thread by rows in the batch, for the sizes that were tried."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,31 @@ class Plan:
     reason: str
 
 
+def choose_size(rows_s: Mapping[int, float]) -> int:
+    """The smallest batch that gets nearly as much done per second as any: larger ones only make their rows wait."""
+    best_s = min(seconds / rows for rows, seconds in rows_s.items())
+    return min(rows for rows, seconds in rows_s.items() if seconds / rows <= best_s * GAIN)
+
+
+def limit_size(max_size: int, timing: Timing) -> tuple[int, str]:
+    """Most rows in a batch, and why: what the manifest allows, or less where that was measured to gain nothing.
+
+    A size that was too slow to try, beyond the largest one tried, is left to the manifest when batches still gained there.
+    """
+    if timing.rows == max(timing.rows_s) or timing.rows >= max_size:
+        return max_size, "serving.batching.maxSize is 1" if max_size == 1 else ""
+    single_s, batch_s = timing.rows_s[1], timing.rows_s[timing.rows]
+    reason = (
+        f"larger batches gain nothing: a row takes {1e3 * batch_s / timing.rows:.3g} ms in a batch of {timing.rows}, "
+        f"{1e3 * single_s:.3g} ms alone, and no less in batches of up to {max(timing.rows_s)}"
+    )
+    return timing.rows, reason
+
+
 def choose_plan(serving: Serving, cpus: int, timing: Timing | None, *, is_gpu: bool, max_processes: int) -> Plan:
     """The plan for a quota of that many whole CPUs; what the manifest sets (not 0) is followed.
 
-    timing None: too slow to measure, so all threads go to one worker. max_processes: as many as memory has room for.
+    timing None: not measured, so all threads go to one worker. max_processes: as many as memory has room for.
     """
     if is_gpu:
         return Plan(1, 1, serving.threads or cpus, serving.threads or cpus, False, "one engine for the GPU")

@@ -13,19 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torchmodel_runtime import artifacts
 from torchmodel_runtime.batcher import Runner
 from torchmodel_runtime.batching import BatchRules
 from torchmodel_runtime.config import INTERNAL_ERROR, ColdStart, ModelReport, ParallelismReport, ServerConfig
 from torchmodel_runtime.errors import StartError
-from torchmodel_runtime.parallelism import Plan, choose_plan, thread_counts, with_one_worker
+from torchmodel_runtime.parallelism import Plan, Timing, choose_plan, limit_size, thread_counts, with_one_worker
 from torchmodel_runtime.quota import read_memory_room, read_resident_bytes
 from torchmodel_runtime.tasks import Task, make_task
-
-if TYPE_CHECKING:  # torch comes late
-    from torchmodel_runtime.engine.forward import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +66,7 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
     task = make_task(config.task, config.signature, checkpoint.folder, config.serving.batching.padding)
 
     clock.begin("import")
-    from torchmodel_runtime.engine import architecture, forward, memory, proof, threads, weights
+    from torchmodel_runtime.engine import architecture, forward, memory, proof, replicas, threads, timing, weights
 
     forward.configure_thread(room.cpus)
     device = forward.choose_device(config.serving.device)
@@ -85,12 +81,17 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
         engine = forward.Engine(module, device, task.call, config.serving.batching.max_size)
 
         clock.begin("warm-up")
-        batching = proof.warm_up(engine, task, config.serving.batching.max_size)
-        plan = room.plan or _choose_plan(config, room, engine, task)
+        proof.check_answers(engine, task)
+        measured = timing.measure(engine, task, _thread_counts(config, room))
+        max_size, why = limit_size(config.serving.batching.max_size, measured)
+        batching = proof.prove_batches(engine, task, max_size, why)
+        plan = room.plan or _choose_plan(config, room, engine.device.type != "cpu", measured)
+        engines, doubt = replicas.make_replicas(engine, plan.workers, task, plan.threads)
+        if doubt:
+            plan = with_one_worker(plan, doubt)
         engine.bounds.max_bytes = memory.max_batch_bytes(
             memory.room_bytes(device), engine.bounds.growth_per_byte, plan.processes * plan.workers
         )
-        engines = [engine]
     except StartError:
         raise
     except Exception as error:
@@ -131,16 +132,16 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
     )
 
 
-def _choose_plan(config: ServerConfig, room: Room, engine: Engine, task: Task) -> Plan:
-    """Measure what threads are worth to this model, and spend the quota by it."""
-    from torchmodel_runtime.engine import threads
+def _thread_counts(config: ServerConfig, room: Room) -> list[int]:
+    """The numbers of torch threads to measure."""
+    return sorted({1, config.serving.threads}) if config.serving.threads else thread_counts(room.cpus)
 
-    is_gpu = engine.device.type != "cpu"
+
+def _choose_plan(config: ServerConfig, room: Room, is_gpu: bool, measured: Timing) -> Plan:
+    """Spend the quota by what was measured, as far as memory goes."""
     # half of what is left stays for the activations
     max_processes = 1 + read_memory_room() // (2 * read_resident_bytes())
-    counts = [config.serving.threads] if config.serving.threads else thread_counts(room.cpus)
-    timing = None if is_gpu else threads.measure(engine, task, sorted({1, *counts}))
-    return choose_plan(config.serving, room.cpus, timing, is_gpu=is_gpu, max_processes=max_processes)
+    return choose_plan(config.serving, room.cpus, measured, is_gpu=is_gpu, max_processes=max_processes)
 
 
 def unexpected(error: BaseException) -> StartError:

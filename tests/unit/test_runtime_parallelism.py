@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 from torchmodel_runtime.config import Serving
-from torchmodel_runtime.parallelism import Plan, Timing, choose_plan, thread_counts, with_one_worker
+from torchmodel_runtime.parallelism import (
+    Plan,
+    Timing,
+    choose_plan,
+    choose_size,
+    limit_size,
+    thread_counts,
+    with_one_worker,
+)
 
 TINY = Timing(rows=32, batch_s={1: 0.00004, 2: 0.00005, 4: 0.00006})
 CONVOLUTION = Timing(rows=8, batch_s={1: 0.400, 2: 0.220, 4: 0.125})
@@ -77,3 +85,40 @@ def test_a_module_that_cannot_be_shared_gets_one_worker_with_all_threads() -> No
     plan = with_one_worker(choose(CONVOLUTION, 4), "the module cannot be copied: TypeError")
     assert (plan.workers, plan.threads, plan.solo_threads) == (1, 4, 4)
     assert "cannot be copied" in plan.reason
+
+
+@pytest.mark.parametrize(
+    ("rows_s", "rows"),
+    [
+        ({1: 0.050}, 1),
+        ({1: 0.050, 2: 0.100, 4: 0.200}, 1),
+        ({1: 0.050, 2: 0.090, 4: 0.168, 8: 0.330, 16: 0.700}, 4),
+        ({1: 0.00001, 2: 0.000011, 32: 0.00003}, 32),
+    ],
+    ids=["one size tried", "batches gain nothing", "batches gain up to four rows", "batches gain all along"],
+)
+def test_a_batch_is_as_large_as_pays(rows_s: dict[int, float], rows: int) -> None:
+    assert choose_size(rows_s) == rows
+
+
+@pytest.mark.parametrize(
+    ("max_size", "rows_s", "limit"),
+    [
+        (32, {1: 0.050, 2: 0.090, 4: 0.168, 8: 0.330}, 4),
+        (2, {1: 0.050, 2: 0.090}, 2),
+        (32, {1: 0.050, 2: 0.060, 4: 0.070}, 32),
+        (24, {1: 0.001, 2: 0.0011, 4: 0.0012, 8: 0.0013, 16: 0.0014}, 24),
+        (32, {1: 2.0}, 32),
+    ],
+    ids=[
+        "larger batches gain nothing",
+        "the manifest allows less",
+        "the largest one tried still gained",
+        "all sizes gained",
+        "only one row was tried",
+    ],
+)
+def test_batches_are_limited_only_where_that_was_measured(max_size: int, rows_s: dict[int, float], limit: int) -> None:
+    size, reason = limit_size(max_size, Timing(choose_size(rows_s), {1: 1.0}, rows_s))
+    assert size == limit
+    assert ("gain nothing" in reason) == (limit < max_size)

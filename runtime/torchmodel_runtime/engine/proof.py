@@ -62,15 +62,17 @@ def batch_sizes(max_size: int) -> list[int]:
     return sorted({*(1 << power for power in range(1, max_size.bit_length()) if 1 << power <= max_size), max_size})
 
 
-def warm_up(engine: Engine, task: Task, max_size: int) -> BatchingReport:
-    """Run the sizes that will come, check the outputs, prove the rows independent; sets the engine's bounds by it.
+def check_answers(engine: Engine, task: Task) -> None:
+    """One synthetic row: the module answers as declared, and the task learns sizes from it. Raises StartError WARM_UP_FAILED."""
+    task.learn(_run(engine, task.synthetic(1, np.random.default_rng(0))))
 
-    Raises StartError WARM_UP_FAILED where the module does not do what is declared.
-    """
+
+def prove_batches(engine: Engine, task: Task, max_size: int, why: str) -> BatchingReport:
+    """Run the sizes up to max_size, prove the rows independent; sets the engine's bounds by it. why: max_size is what it is."""
     generator = np.random.default_rng(0)
-    task.learn(_run(engine, task.synthetic(1, generator)))
     if max_size == 1:
-        return BatchingReport(enabled=False, max_size=1, reason="serving.batching.maxSize is 1")
+        engine.max_rows = 1
+        return BatchingReport(enabled=False, max_size=1, reason=why)
     probes = [
         Probe(inputs, engine.forward(inputs)) for inputs in _rows_of(task.synthetic(PROBES, generator), range(PROBES))
     ]

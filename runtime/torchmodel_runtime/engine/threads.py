@@ -1,26 +1,15 @@
-"""torch's threads, shared out between the workers of one process; and how much they are worth, measured.
+"""torch's threads, shared out between the workers of one process.
 
-`startup` measures, then wraps each engine in a `SharingRunner`. Called in the workers' threads.
+`startup` wraps each engine in a `SharingRunner`, which the workers call in their threads.
 """
 
 from __future__ import annotations
 
-import statistics
 import threading
-import time
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-
 from torchmodel_runtime.engine.forward import Engine, configure_thread
-from torchmodel_runtime.parallelism import Timing
-from torchmodel_runtime.tasks import Task
 from torchmodel_runtime.tensors import Arrays
-
-BUDGET_S = 2.0
-"""Spent on measuring at most, about; a model whose largest batch takes an eighth of it is not measured."""
-REPEATS = 7
 
 
 class ThreadShare:
@@ -74,33 +63,3 @@ def share_threads(engines: Sequence[Engine], threads: int, solo_threads: int) ->
     """One runner for each engine."""
     share = ThreadShare(threads, solo_threads)
     return [SharingRunner(engine, share) for engine in engines]
-
-
-def measure(engine: Engine, task: Task, thread_counts: Sequence[int]) -> Timing | None:
-    """How long the largest batch takes with each number of threads; None when it takes too long to find out.
-
-    Leaves this thread with the last of the counts.
-    """
-    inputs = task.synthetic(engine.max_rows, np.random.default_rng(1))
-    configure_thread(max(thread_counts))
-    if _seconds(engine, inputs) > BUDGET_S / 8:
-        return None
-    batch_s = {}
-    for count in thread_counts:
-        configure_thread(count)
-        allowed_s = BUDGET_S / len(thread_counts)
-        taken: list[float] = []
-        began_s = time.monotonic()
-        _seconds(engine, inputs)
-        while len(taken) < REPEATS and time.monotonic() - began_s < allowed_s:
-            taken.append(_seconds(engine, inputs))
-        batch_s[count] = statistics.median(taken or [_seconds(engine, inputs)])
-    return Timing(rows=engine.max_rows, batch_s=batch_s)
-
-
-def _seconds(engine: Engine, inputs: Arrays) -> float:
-    started_s = time.monotonic()
-    engine.forward(inputs)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.monotonic() - started_s
