@@ -1,8 +1,8 @@
-"""Between the event loop and the engine's thread: queue, batch, hand over, split.
+"""Between the event loop and the engine's workers: admit, queue, batch, hand over, give each request its rows back.
 
-`server.infer` awaits `Batcher.submit`; `batching.BatchWindow` says what and when; a `Worker` calls the engine.
-The future travels with its entry. Everything here runs on the event loop, so there are no locks. Knows nothing of
-torch or HTTP.
+`server.compute` awaits `Batcher.submit`; `admission` says who may wait, `batching.BatchWindow` what runs next and when; a
+`Worker` calls the engine. The future travels with its entries. Everything here runs on the event loop, so there are no locks;
+only `_run` runs in the worker. Knows nothing of torch or HTTP.
 """
 
 from __future__ import annotations
@@ -11,19 +11,25 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from torchmodel_runtime import errors
+from torchmodel_runtime.admission import Admission, Load
 from torchmodel_runtime.batching import BatchRules, BatchWindow, Entry
 from torchmodel_runtime.config import Serving
+from torchmodel_runtime.costmodel import CostModel
 from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.telemetry import Observation
 from torchmodel_runtime.tensors import Arrays
 from torchmodel_runtime.workers import Worker
 
 logger = logging.getLogger(__name__)
+
+TIMER_SLACK_S = 0.002
+"""uvloop counts milliseconds: a timer without it may ring before the deadline and find nothing to do."""
 
 
 class Runner(Protocol):
@@ -39,157 +45,355 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """An entry's payload: the arrays and the future that gets the answer."""
+class _Ticket:
+    """What a request waits for: a future for all of its pieces."""
 
-    inputs: Arrays
-    future: asyncio.Future[Arrays]
-    seen: Observation | None
-    """Where it is written down when its batch began and what that was; of a request in several parts, the last one."""
+    __slots__ = ("future", "missing", "results", "seen", "timeout_s")
+
+    def __init__(
+        self, future: asyncio.Future[list[Arrays]], pieces: int, timeout_s: float, seen: Observation | None
+    ) -> None:
+        self.future = future
+        self.missing = pieces
+        self.results: list[Any] = [None] * pieces
+        self.timeout_s = timeout_s
+        self.seen = seen
+        """Where it is written down when its first batch began, and what that was."""
 
 
-def batch_key(inputs: Arrays) -> tuple[Any, ...]:
-    """What must be equal for two requests to be concatenated: each input's tail shape and dtype."""
-    return tuple((array.shape[1:], array.dtype.char) for array in inputs)
+class _Piece(Entry):
+    """Rows of one request that go through the module together."""
+
+    __slots__ = ("index", "inputs", "ticket")
+
+    def __init__(self, inputs: Arrays, rows: int, size_bytes: int, key: Hashable) -> None:
+        super().__init__(rows, size_bytes // (rows or 1), key, 0.0, math.inf)
+        self.inputs = inputs
+        self.index = 0
+        self.ticket: _Ticket
+
+
+class _Batch:
+    """Pieces on their way through a worker."""
+
+    __slots__ = ("finish_s", "loaded", "pieces")
+
+    def __init__(self, pieces: list[_Piece], finish_s: float, loaded: bool) -> None:
+        self.pieces = pieces
+        self.finish_s = finish_s
+        """Predicted."""
+        self.loaded = loaded
+
+
+class _Seat:
+    """A worker with its runner, and what it holds."""
+
+    __slots__ = ("batches", "runner", "worker")
+
+    def __init__(self, runner: Runner, worker: Worker) -> None:
+        self.runner = runner
+        self.worker = worker
+        self.batches: list[_Batch] = []
 
 
 class Batcher:
-    """Admits requests, forms batches the moment the worker is free, gives each request its rows back."""
+    """Admits requests, forms batches the moment a worker is free, gives each request its rows back."""
 
     def __init__(
         self, seats: Sequence[tuple[Runner, Worker]], serving: Serving, rules: BatchRules, metrics: Metrics
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._free = list(seats)
+        self._seats = [_Seat(runner, worker) for runner, worker in seats]
+        self._rules = rules
         self._metrics = metrics
-        self._max_queue_rows = serving.queue.max_rows
-        self._window: BatchWindow[_Waiting] = BatchWindow(
-            rules.max_rows, serving.batching.max_delay_milliseconds / 1000, serving.queue.max_rows
+        self._cost = CostModel(rules.max_rows)
+        self._admission = Admission(serving.queue, self._cost, len(self._seats))
+        self._window: BatchWindow[_Piece] = BatchWindow(
+            rules, serving.batching.max_delay_milliseconds / 1000, self._cost
         )
         self._soon: asyncio.Handle | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._delay: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_s = math.inf
         self._hurry = False
-        self._seconds_per_row = 0.0
+        self._dispatching = False
         metrics.watch_queue(lambda: self._window.queued_rows)
 
     async def submit(self, parts: Sequence[Arrays], deadline_s: float, seen: Observation | None = None) -> list[Arrays]:
         """The module's outputs for each part of one request, all or nothing.
 
-        Raises RequestError: 413 when the request can never fit the queue, 429 when it does not fit now, 504 past the
-        deadline (monotonic), 500 when the model failed on it. A caller that is cancelled takes its waiting entries with it.
+        Raises RequestError: 413 when the request can never fit the queue, 429 when it does not fit now or would not be ready in
+        time, 504 past the deadline (monotonic), 500 when the model failed on it. A caller that is cancelled takes its waiting
+        pieces with it.
         """
-        rows = sum(len(part[0]) for part in parts)
-        if seen is not None:
-            seen.rows = rows
-        self._check_room(rows)
         now_s = time.monotonic()
         timeout_s = deadline_s - now_s
-        entries = [self._enqueue(part, now_s, deadline_s, seen) for part in parts]
-        timer = self._loop.call_later(timeout_s, self._expire, entries, timeout_s)
-        self._schedule()
+        if timeout_s <= 0:
+            raise errors.timed_out(0.0)
+        counts, pieces = self._cut(parts)
+        rows = self._admit(pieces, now_s, timeout_s)
+        if seen is not None:
+            seen.rows = rows
+        ticket = _Ticket(self._loop.create_future(), len(pieces), timeout_s, seen)
+        for index, piece in enumerate(pieces):
+            piece.ticket = ticket
+            piece.index = index
+            piece.arrived_s = now_s
+            piece.deadline_s = deadline_s
+        if len(pieces) == 1:
+            self._window.add(pieces[0])
+        else:
+            self._window.add_pieces(pieces)
+        if deadline_s < self._alarm_s:
+            self._set_alarm(deadline_s, now_s)
+        if self._soon is None:
+            self._schedule()
         try:
-            if len(entries) == 1:
-                return [await entries[0].payload.future]
-            return list(await asyncio.gather(*(entry.payload.future for entry in entries)))
-        finally:
-            timer.cancel()
-            for entry in entries:
-                self._window.discard(entry)
-                entry.payload.future.cancel()
+            results = await ticket.future
+        except BaseException:
+            self._window.discard(pieces)
+            raise
+        return results if len(results) == len(counts) else _join(results, counts)
 
     def hurry(self) -> None:
         """From now on no batch waits for company: the server drains."""
         self._hurry = True
         self._schedule()
 
-    def _check_room(self, rows: int) -> None:
-        if rows > self._max_queue_rows:
-            message = (
-                f"the request has {rows} rows, the queue takes at most {self._max_queue_rows} (serving.queue.maxRows)"
-            )
-            raise errors.too_large(message)
-        if not self._window.has_room(rows):
-            queued = self._window.queued_rows
-            # the time the model needs for what waits, by the rows of its recent batches; whole seconds, as HTTP wants
-            retry_after_s = min(60, max(1, math.ceil(queued * self._seconds_per_row)))
-            raise errors.queue_full(queued, self._max_queue_rows, retry_after_s)
+    def retry_after_s(self) -> int:
+        """Whole seconds until what waits now has left the queue, as far as is known; one at least."""
+        return self._admission.retry_after_s(self._load(time.monotonic()))
 
-    def _enqueue(self, inputs: Arrays, now_s: float, deadline_s: float, seen: Observation | None) -> Entry[_Waiting]:
-        waiting = _Waiting(inputs, self._loop.create_future(), seen)
-        entry = Entry(waiting, len(inputs[0]), batch_key(inputs), now_s, deadline_s)
-        self._window.add(entry)
-        return entry
+    # --- in ---
 
-    def _expire(self, entries: list[Entry[_Waiting]], timeout_s: float) -> None:
-        for entry in entries:
-            self._window.discard(entry)
-            if not entry.payload.future.done():
-                entry.payload.future.set_exception(errors.timed_out(timeout_s))
+    def _cut(self, parts: Sequence[Arrays]) -> tuple[list[int], list[_Piece]]:
+        """Pieces of at most a batch's rows and bytes; with it, how many of them each part became."""
+        pieces: list[_Piece] = []
+        counts = []
+        for part in parts:
+            rows = len(part[0])
+            size_bytes = part[0].nbytes if len(part) == 1 else sum([array.nbytes for array in part])
+            key = batch_key(part, self._rules.padded_inputs)
+            if rows <= 1 or rows <= (most := self._most_rows(size_bytes // rows)):
+                pieces.append(_Piece(part, rows, size_bytes, key))
+                counts.append(1)
+                continue
+            starts = range(0, rows, most)
+            for start in starts:
+                cut = [array[start : start + most] for array in part]
+                pieces.append(_Piece(cut, len(cut[0]), sum([array.nbytes for array in cut]), key))
+            counts.append(len(starts))
+        return counts, pieces
+
+    def _most_rows(self, row_bytes: int) -> int:
+        """Most rows of that size in a batch on every seat, now; one at least."""
+        most = min(self._rules.max_rows, *[seat.runner.max_rows for seat in self._seats])
+        if self._rules.max_batch_bytes and row_bytes:
+            most = min(most, self._rules.max_batch_bytes // row_bytes)
+        return max(1, most)
+
+    def _admit(self, pieces: list[_Piece], now_s: float, timeout_s: float) -> int:
+        """Rows of the request, which may wait."""
+        rows = size_bytes = 0
+        for piece in pieces:
+            rows += piece.rows
+            size_bytes += piece.rows * piece.row_bytes
+        self._admission.check(rows, size_bytes, self._load(now_s), timeout_s)
+        return rows
+
+    def _load(self, now_s: float) -> Load:
+        running_s = 0.0
+        for seat in self._seats:
+            if seat.batches:
+                running_s += max(0.0, seat.batches[-1].finish_s - now_s)
+        return Load(self._window.queued_rows, self._window.queued_bytes, running_s)
+
+    # --- to the workers ---
 
     def _schedule(self) -> None:
         """Form a batch in the next turn of the loop, so that what arrives in this turn comes along."""
-        if self._free and self._soon is None:
+        if self._soon is None:
             self._soon = self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        for handle in (self._soon, self._timer):
-            if handle is not None:
-                handle.cancel()
-        self._soon = self._timer = None
-        if not self._free:
-            return
+        """Give every worker that can take one a batch."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+        self._dispatching = True
+        try:
+            while len(self._window) and self._dispatch_one():
+                pass
+        finally:
+            self._dispatching = False
+
+    def _dispatch_one(self) -> bool:
+        """One batch to the worker that holds the fewest; False when there is nothing more to do now."""
+        seats = self._seats
+        seat = seats[0] if len(seats) == 1 else min(seats, key=_held)
+        held = len(seat.batches)
+        if held >= self._rules.depth:
+            return False
         now_s = time.monotonic()
-        take = self._window.take(now_s, self._hurry)
-        for entry in take.expired:
-            if not entry.payload.future.done():
-                entry.payload.future.set_exception(errors.timed_out(now_s - entry.arrived_s))
+        free = 1 if len(seats) == 1 else sum(not each.batches for each in seats)
+        take = self._window.take(now_s, seat.runner.max_rows, free, self._hurry, only_full=held > 0)
+        if take.expired:
+            self._fail_expired(take.expired)
         if take.wait_s is not None:
-            self._timer = self._loop.call_later(take.wait_s, self._dispatch)
-        elif take.batch:
-            self._hand_over(take.batch, now_s)
+            self._delay = self._loop.call_later(take.wait_s, self._dispatch)
+        if not take.batch:
+            return False
+        self._hand_over(seat, take.batch, take.loaded, now_s)
+        if len(seat.batches) > held:
+            return True
+        self._schedule()  # computed already, on the event loop itself: others have their turn before the next
+        return False
 
-    def _hand_over(self, batch: list[Entry[_Waiting]], now_s: float) -> None:
-        seat = runner, worker = self._free.pop()
-        inputs = [entry.payload.inputs for entry in batch]
-        for entry in batch:
-            self._metrics.queue_wait_s.observe(now_s - entry.arrived_s)
-            if entry.payload.seen is not None:
-                entry.payload.seen.batched_s = now_s
-        worker.start(lambda: _timed_run(runner, inputs), lambda result, error: self._finish(seat, batch, result, error))
-        if self._free and len(self._window):
-            self._schedule()
+    def _hand_over(self, seat: _Seat, pieces: list[_Piece], loaded: bool, now_s: float) -> None:
+        before_s = seat.batches[-1].finish_s if seat.batches else now_s
+        rows, padded_bytes = _size(pieces)
+        batch = _Batch(pieces, max(now_s, before_s) + self._cost.seconds(rows, padded_bytes), loaded)
+        seat.batches.append(batch)
+        observe = self._metrics.queue_wait_s.observe
+        for piece in pieces:
+            observe(now_s - piece.arrived_s)
+            seen = piece.ticket.seen
+            if seen is not None and not seen.batched_s:
+                seen.batched_s = now_s
+        runner = seat.runner
+        seat.worker.start(lambda: _run(runner, pieces), lambda result, error: self._finish(seat, batch, result, error))
 
-    def _finish(
-        self, seat: tuple[Runner, Worker], batch: list[Entry[_Waiting]], result: Any, error: BaseException | None
-    ) -> None:
+    # --- out ---
+
+    def _finish(self, seat: _Seat, batch: _Batch, result: Any, error: BaseException | None) -> None:
         """Hand the answers out; an error of the engine itself fails this batch and no other."""
-        self._free.append(seat)
+        seat.batches.remove(batch)
+        if not self._dispatching and len(self._window):
+            self._dispatch()  # first, so that the worker does not wait for the answers to be written
         if error is not None:
             logger.error("the engine failed on a batch", exc_info=error)
             self._metrics.count_engine_error("batch")
-            answers: list[Arrays | Exception] = [errors.model_failed()] * len(batch)
-        else:
-            answers, seconds = result
-            rows = sum(entry.rows for entry in batch)
-            self._metrics.batch_rows.observe(rows)
-            self._metrics.compute_s.observe(seconds)
-            self._seconds_per_row += 0.2 * (seconds / rows - self._seconds_per_row)
-            for entry in batch:
-                if entry.payload.seen is not None:
-                    entry.payload.seen.batch_seconds, entry.payload.seen.batch_rows = seconds, rows
-        self._dispatch()
-        for entry, answer in zip(batch, answers, strict=True):
-            future = entry.payload.future
-            if future.done():  # the client left
-                continue
+            for piece in batch.pieces:
+                _fail(piece, errors.model_failed())
+            return
+        computed, answers, seconds = result
+        if computed:
+            self._learn(computed, answers, seconds, batch.loaded)
+        for piece, answer in zip(computed, answers, strict=True):
             if isinstance(answer, Exception):
                 self._metrics.count_engine_error("request")
-                future.set_exception(answer)
+                _fail(piece, answer)
             else:
-                future.set_result(answer)
+                _answer(piece, answer)
+
+    def _learn(self, computed: list[_Piece], answers: list[Arrays | Exception], seconds: float, loaded: bool) -> None:
+        """Note down what the batch was and took, for the metrics, the requests' logs and the cost model."""
+        rows, padded_bytes = _size(computed)
+        self._metrics.batch_rows.observe(rows)
+        self._metrics.compute_s.observe(seconds)
+        useful_bytes = 0
+        for piece in computed:
+            useful_bytes += piece.rows * piece.row_bytes
+            seen = piece.ticket.seen
+            if seen is not None and not seen.batch_rows:
+                seen.batch_seconds, seen.batch_rows = seconds, rows
+        # what was computed again and again in ever smaller batches tells nothing of the next
+        if not any(isinstance(answer, Exception) for answer in answers):
+            self._cost.observe(rows, padded_bytes, useful_bytes, seconds, loaded)
+
+    # --- deadlines ---
+
+    def _set_alarm(self, deadline_s: float, now_s: float) -> None:
+        """One timer for the earliest deadline of all that is not answered, or an earlier one."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_s = deadline_s
+        self._alarm = self._loop.call_later(max(0.0, deadline_s - now_s) + TIMER_SLACK_S, self._ring)
+
+    def _ring(self) -> None:
+        now_s = time.monotonic()
+        self._alarm = None
+        self._alarm_s = math.inf
+        self._fail_expired(self._window.expire(now_s))
+        running = [
+            piece
+            for seat in self._seats
+            for batch in seat.batches
+            for piece in batch.pieces
+            if not piece.ticket.future.done()
+        ]
+        self._fail_expired([piece for piece in running if piece.deadline_s <= now_s])
+        next_s = min(
+            self._window.earliest_deadline_s,
+            min((piece.deadline_s for piece in running if piece.deadline_s > now_s), default=math.inf),
+        )
+        if next_s < math.inf:
+            self._set_alarm(next_s, now_s)
+
+    def _fail_expired(self, pieces: list[_Piece]) -> None:
+        for piece in pieces:
+            _fail(piece, errors.timed_out(piece.ticket.timeout_s))
 
 
-def _timed_run(runner: Runner, inputs: list[Arrays]) -> tuple[list[Arrays | Exception], float]:
-    started_s = time.monotonic()
-    return runner.run(inputs), time.monotonic() - started_s
+def batch_key(inputs: Arrays, padded_inputs: tuple[int, ...] = ()) -> Hashable:
+    """What must be equal for two requests to share a batch: each input's dtype and tail shape, its length left out where it is
+    padded."""
+    if len(inputs) == 1 and not padded_inputs:
+        return inputs[0].shape[1:], inputs[0].dtype
+    return tuple(
+        [(array.shape[2 if index in padded_inputs else 1 :], array.dtype) for index, array in enumerate(inputs)]
+    )
+
+
+def _run(runner: Runner, pieces: list[_Piece]) -> tuple[list[_Piece], list[Arrays | Exception], float]:
+    """In the worker: compute what somebody waits for still. The pieces computed, an answer for each, the seconds it took."""
+    wanted = [piece for piece in pieces if not piece.ticket.future.done()]
+    if not wanted:
+        return [], [], 0.0
+    started_s = time.perf_counter()
+    answers = runner.run([piece.inputs for piece in wanted])
+    return wanted, answers, time.perf_counter() - started_s
+
+
+def _fail(piece: _Piece, error: Exception) -> None:
+    """The request fails as a whole; `submit` discards the rest of it when it wakes."""
+    future = piece.ticket.future
+    if not future.done():
+        future.set_exception(error)
+
+
+def _answer(piece: _Piece, outputs: Arrays) -> None:
+    """A piece is done; the request with its last."""
+    ticket = piece.ticket
+    ticket.results[piece.index] = outputs
+    ticket.missing -= 1
+    if not ticket.missing and not ticket.future.done():
+        ticket.future.set_result(ticket.results)
+
+
+def _join(results: list[Arrays], counts: list[int]) -> list[Arrays]:
+    """One list of outputs for each part again; counts: how many pieces each part became."""
+    remaining = iter(results)
+    parts = [[next(remaining) for _ in range(count)] for count in counts]
+    return [
+        part[0] if len(part) == 1 else [np.concatenate(column) for column in zip(*part, strict=True)] for part in parts
+    ]
+
+
+def _size(pieces: list[_Piece]) -> tuple[int, int]:
+    """Rows, and input bytes with every row as long as the longest."""
+    if len(pieces) == 1:
+        return pieces[0].rows, pieces[0].rows * pieces[0].row_bytes
+    rows = longest = 0
+    for piece in pieces:
+        rows += piece.rows
+        if piece.row_bytes > longest:
+            longest = piece.row_bytes
+    return rows, rows * longest
+
+
+def _held(seat: _Seat) -> int:
+    return len(seat.batches)

@@ -1,25 +1,41 @@
 """Which waiting entries make the next batch, and when: a pure queue that is told the time.
 
-Theory. One worker computes one batch at a time. The moment it is free it takes what waits (greedy): serving all that wait
-when idle is never worse on average than a timer (Inoue 2019, arXiv 1912.06322), and batches grow by themselves with load.
-With a delay configured, a batch that is not full waits until its *oldest* entry is that old, no longer.
+Theory. A worker computes one batch at a time. The moment one is free it takes what waits (greedy): serving all that wait when
+idle is never worse on average than a timer (Inoue 2019, arXiv 1912.06322), and batches grow by themselves with load. Workers
+that are free together share what waits, or one would compute and the others look on.
 
-- Only entries of equal key (tail shapes and datatypes) share a batch; the oldest entry's key is served first, so no key starves.
-- Entries of one key leave in the order they came. One that does not fit closes the batch: it is not overtaken.
-- An entry with more rows than a batch holds runs alone.
-- Entries past their deadline are handed back, never computed. Cancelled ones are discarded by the caller at once.
-- The queue is bounded in rows.
+- **The oldest goes first.** Every batch holds the entry that has waited longest, so whoever has n entries before it is in one of
+  the next n + 1 batches. Within that bound others may overtake it. A request in pieces has a batch's worth of them in the line
+  at a time, the next one steps to its end: whoever comes later waits for one batch of a huge request, not for all of it.
+- **Who may join.** Entries of an equal key (tail shapes and datatypes). Without padding they leave in the order they came, and
+  one that does not fit closes the batch.
+- **Who should join, with padding.** A row costs what the longest of its batch costs. Computed here it costs that, computed later
+  it costs its own length times the `overhead` that rows pay on average for padding and for their share of a call
+  (`costmodel`). An entry joins where joining is cheaper; of the windows of similar length around the oldest the one that saves
+  most is taken. That is the marginal value theorem of foraging (Charnov 1976): stay in a patch as long as it yields more than
+  the average of all. Under load the average falls, so the window narrows just as more of similar length wait;
+  docs/explanation/batching.md has the figures, and the rivals' that lost.
+- **How large.** At most the rows and the padded bytes that `BatchRules` allow, and no more than can be ready by the earliest
+  deadline in the batch, as far as the cost model knows. An entry that is larger by itself runs alone.
+- **With a delay** a batch that is not full waits until its oldest entry is that old, but only where company is likely: another
+  waits already, or the last batch had company. An idle server never waits.
+- Entries past their deadline are handed back, never computed. Cancelled ones are discarded at once.
 
 Called by `batcher.py` on the event loop. Does no I/O, reads no clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from itertools import accumulate
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
 
-T = TypeVar("T")
+from torchmodel_runtime.costmodel import CostModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,84 +49,265 @@ class BatchRules:
     the same length there. Empty: only equal shapes share a batch."""
     max_batch_bytes: int = 0
     """Most bytes of (padded) inputs in a batch, from the memory that is free; 0: no bound."""
+    depth: int = 1
+    """Batches a worker may hold: 2 where the next can be brought to the device while one runs, else 1. Only a full batch goes
+    to a worker that is busy, since one that is not may still grow."""
 
 
-@dataclass(slots=True, eq=False)
-class Entry(Generic[T]):
-    """One waiting piece of work. Times are seconds of one monotonic clock."""
+class Entry:
+    """One waiting piece of work; what it stands for is the business of the class derived from it.
 
-    payload: T
-    rows: int
-    key: Hashable
-    arrived_s: float
-    deadline_s: float
+    Times are seconds of one monotonic clock.
+    """
+
+    __slots__ = ("arrived_s", "deadline_s", "key", "later", "row_bytes", "rows", "turn", "waiting")
+
+    def __init__(self, rows: int, row_bytes: int, key: Hashable, arrived_s: float, deadline_s: float) -> None:
+        self.rows = rows
+        self.row_bytes = row_bytes
+        """Input bytes of one row at its own length; the longer of two entries of a key has more."""
+        self.key = key
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.waiting = False
+        self.turn = 0
+        """Place in the order in which all entries stepped in line."""
+        self.later: deque[Any] | None = None
+        """The pieces of the same request that are not in the line yet, shared by all of them."""
+
+
+E = TypeVar("E", bound=Entry)
 
 
 @dataclass(slots=True)
-class Take(Generic[T]):
+class Take(Generic[E]):
     """What the worker gets: a batch, or how long to wait before asking again (None: until something arrives)."""
 
-    batch: list[Entry[T]] = field(default_factory=list)
-    expired: list[Entry[T]] = field(default_factory=list)
+    batch: list[E] = field(default_factory=list)
+    expired: list[E] = field(default_factory=list)
     wait_s: float | None = None
+    loaded: bool = False
+    """More of the key waited than the batch took."""
 
 
-class BatchWindow(Generic[T]):
-    """The waiting entries, oldest first."""
+class BatchWindow(Generic[E]):
+    """The waiting entries, by key, oldest first."""
 
-    def __init__(self, max_batch_rows: int, max_delay_s: float, max_queue_rows: int) -> None:
-        self._max_batch_rows = max_batch_rows
+    def __init__(self, rules: BatchRules, max_delay_s: float, cost: CostModel) -> None:
+        self._rules = rules
         self._max_delay_s = max_delay_s
-        self._max_queue_rows = max_queue_rows
-        self._entries: dict[int, Entry[T]] = {}
+        self._cost = cost
+        self._lines: dict[Hashable, list[E]] = {}
+        self._turns = 0
+        self._waiting = 0
+        self._last_size = 1
+        self.earliest_deadline_s = math.inf
+        """No entry has an earlier deadline; some may have left since."""
         self.queued_rows = 0
+        self.queued_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._waiting
 
-    def has_room(self, rows: int) -> bool:
-        """True when that many more rows may wait."""
-        return self.queued_rows + rows <= self._max_queue_rows
+    def add(self, entry: E) -> None:
+        """Put an entry last."""
+        self._admit(entry)
+        self._line_up(entry)
 
-    def add(self, entry: Entry[T]) -> None:
-        """Put an entry last; the caller asked `has_room` for all entries of its request before."""
-        self._entries[id(entry)] = entry
-        self.queued_rows += entry.rows
+    def add_pieces(self, entries: Sequence[E]) -> None:
+        """Put the pieces of one request last: a batch's worth now, each further one when one of them leaves."""
+        later: deque[E] = deque()
+        lined_rows = 0
+        for entry in entries:
+            self._admit(entry)
+            entry.later = later
+            if not later and lined_rows + entry.rows <= max(self._rules.max_rows, entry.rows):
+                lined_rows += entry.rows
+                self._line_up(entry)
+            else:
+                later.append(entry)
 
-    def discard(self, entry: Entry[T]) -> bool:
-        """Forget an entry whose caller left; False when it is not waiting any more."""
-        if self._entries.pop(id(entry), None) is None:
-            return False
-        self.queued_rows -= entry.rows
-        return True
+    def discard(self, entries: Sequence[E]) -> None:
+        """Forget the pieces of a request whose caller left, as far as they wait still."""
+        self._drop_later(entries[0])
+        for entry in entries:
+            if entry.waiting:
+                self._leave_line(entry)
 
-    def take(self, now_s: float, hurry: bool = False) -> Take[T]:
-        """The next batch, oldest key first; hurry skips the delay (the server drains)."""
-        take: Take[T] = Take()
-        rows = 0
-        full = False
-        for entry in self._entries.values():
-            if entry.deadline_s <= now_s:
-                take.expired.append(entry)
-            elif not take.batch:
-                take.batch.append(entry)
-                rows = entry.rows
-                full = rows >= self._max_batch_rows
-            elif full:
-                break
-            elif entry.key == take.batch[0].key:
-                if rows + entry.rows > self._max_batch_rows:
-                    full = True
-                else:
-                    take.batch.append(entry)
-                    rows += entry.rows
-                    full = rows >= self._max_batch_rows
-        for entry in take.expired:
-            self.discard(entry)
-        if take.batch and not full and not hurry:
-            age_s = now_s - take.batch[0].arrived_s
-            if age_s < self._max_delay_s:
-                return Take(expired=take.expired, wait_s=self._max_delay_s - age_s)
-        for entry in take.batch:
-            self.discard(entry)
+    def expire(self, now_s: float) -> list[E]:
+        """Take out the entries past their deadline."""
+        if now_s < self.earliest_deadline_s:
+            return []
+        expired = [entry for line in self._lines.values() for entry in line if entry.deadline_s <= now_s]
+        for entry in list(expired):
+            expired += self._drop_later(entry)
+            self._leave_line(entry)
+        self.earliest_deadline_s = min(
+            (entry.deadline_s for line in self._lines.values() for entry in line), default=math.inf
+        )
+        return expired
+
+    def take(
+        self, now_s: float, max_rows: int, workers: int = 1, hurry: bool = False, only_full: bool = False
+    ) -> Take[E]:
+        """The next batch, the oldest entry in it.
+
+        max_rows: what the worker takes now. workers: how many are free, this one included. hurry: skip the delay (the server
+        drains). only_full: nothing rather than a batch that more could join.
+        """
+        take: Take[E] = Take(expired=self.expire(now_s))
+        if not self._lines:
+            return take
+        line = self._oldest_line()
+        limit = min(max_rows, self._rules.max_rows)
+        waiting_rows = sum(map(_rows, line)) if len(line) > 1 else line[0].rows
+        if waiting_rows < limit:
+            if only_full:
+                return take
+            if self._max_delay_s and not hurry and (waiting_rows > line[0].rows or self._last_size > 1):
+                wait_s = self._max_delay_s - (now_s - line[0].arrived_s)
+                if wait_s > 0:
+                    take.wait_s = wait_s
+                    return take
+        if workers > 1 and not only_full:
+            limit = max(1, min(limit, -(-waiting_rows // workers)))
+        batch = self._choose(line, limit) if len(line) > 1 else line[:]
+        if self.earliest_deadline_s < math.inf and len(batch) > 1:
+            self._shorten(batch, line[0], now_s)
+        self._remove(line, batch)
+        take.batch = batch
+        self._last_size = len(batch)
+        take.loaded = waiting_rows > sum(map(_rows, batch))
         return take
+
+    # --- who shares ---
+
+    def _oldest_line(self) -> list[E]:
+        lines = self._lines.values()
+        return next(iter(lines)) if len(lines) == 1 else min(lines, key=_first_turn)
+
+    def _choose(self, line: list[E], max_rows: int) -> list[E]:
+        """The oldest of the line and its companions: a leading part of it, or with padding those of similar length."""
+        if self._rules.padded_inputs:
+            return self._choose_similar(line, max_rows)
+        row_bytes = line[0].row_bytes
+        if self._rules.max_batch_bytes and row_bytes:
+            max_rows = min(max_rows, self._rules.max_batch_bytes // row_bytes)
+        rows = 0
+        for count, entry in enumerate(line):
+            rows += entry.rows
+            if rows > max_rows:
+                return line[: count or 1]
+        return line[:]
+
+    def _choose_similar(self, line: list[E], max_rows: int) -> list[E]:
+        """Of the windows of the line sorted by length that hold the oldest, the one that saves most.
+
+        A window is told by its longest entry: the others are those down to a length that is worth it, the oldest included.
+        """
+        cost, max_bytes = self._cost, self._rules.max_batch_bytes
+        row_s, byte_s = (cost.row_s, cost.byte_s) if cost.known and cost.byte_s else (0.0, 1.0)
+        entries = sorted(line, key=_row_bytes)  # stable: of equal length the older first
+        oldest = entries.index(line[0])
+        worth = [row_s + byte_s * entry.row_bytes for entry in entries]  # of one row by itself
+        rows = list(accumulate((entry.rows for entry in entries), initial=0))
+        sums = list(accumulate((each * entry.rows for each, entry in zip(worth, entries, strict=True)), initial=0.0))
+        best, best_saving = (oldest, oldest + 1), -math.inf
+        for longest in range(oldest, len(entries)):
+            allowed = max_rows
+            if max_bytes and entries[longest].row_bytes:
+                allowed = min(allowed, max_bytes // entries[longest].row_bytes)
+            end = longest + 1
+            fits_from = bisect_left(rows, rows[end] - allowed)
+            if fits_from > oldest:
+                break
+            start = max(fits_from, min(oldest, bisect_left(worth, worth[longest] / cost.overhead)))
+            saving = cost.overhead * (sums[end] - sums[start]) - worth[longest] * (rows[end] - rows[start])
+            if saving > best_saving:
+                best, best_saving = (start, end), saving
+        return entries[best[0] : best[1]]
+
+    def _shorten(self, batch: list[E], oldest: E, now_s: float) -> None:
+        """Leave companions out until the batch is ready by the earliest deadline that it can meet at all."""
+        if not self._cost.known or now_s + self._batch_seconds(batch) <= self.earliest_deadline_s:
+            return
+        while len(batch) > 1:
+            reachable = [
+                entry.deadline_s for entry in batch if now_s + self._batch_seconds([entry]) <= entry.deadline_s
+            ]
+            if now_s + self._batch_seconds(batch) <= min(reachable, default=math.inf):
+                return
+            batch.pop(-1 if batch[-1] is not oldest else 0)  # with padding the longest, which the others pay for
+
+    def _batch_seconds(self, batch: list[E]) -> float:
+        rows = sum(map(_rows, batch))
+        return self._cost.seconds(rows, rows * max(map(_row_bytes, batch)))
+
+    # --- book-keeping ---
+
+    def _leave_line(self, entry: E) -> None:
+        line = self._lines[entry.key]
+        line.remove(entry)
+        if not line:
+            del self._lines[entry.key]
+        self._left(entry)
+
+    def _drop_later(self, entry: E) -> list[E]:
+        """Forget the pieces of its request that are not in the line yet."""
+        if not entry.later:
+            return []
+        dropped = list(entry.later)
+        entry.later.clear()
+        for piece in dropped:
+            self._forget(piece)
+        return dropped
+
+    def _admit(self, entry: E) -> None:
+        entry.waiting = True
+        self._waiting += 1
+        self.queued_rows += entry.rows
+        self.queued_bytes += entry.rows * entry.row_bytes
+
+    def _line_up(self, entry: E) -> None:
+        self._turns = entry.turn = self._turns + 1
+        line = self._lines.get(entry.key)
+        if line is None:
+            self._lines[entry.key] = [entry]
+        else:
+            line.append(entry)
+        if entry.deadline_s < self.earliest_deadline_s:
+            self.earliest_deadline_s = entry.deadline_s
+
+    def _remove(self, line: list[E], batch: list[E]) -> None:
+        """Take a batch out of its line."""
+        if len(batch) == len(line):
+            del self._lines[batch[0].key]
+        elif batch[-1] is line[len(batch) - 1] and not self._rules.padded_inputs:
+            del line[: len(batch)]
+        else:
+            chosen = set(map(id, batch))
+            line[:] = [entry for entry in line if id(entry) not in chosen]
+        for entry in batch:
+            self._left(entry)
+
+    def _left(self, entry: E) -> None:
+        """An entry of the line is gone: the next piece of its request takes its turn."""
+        self._forget(entry)
+        if entry.later:
+            self._line_up(entry.later.popleft())
+
+    def _forget(self, entry: E) -> None:
+        entry.waiting = False
+        self._waiting -= 1
+        self.queued_rows -= entry.rows
+        self.queued_bytes -= entry.rows * entry.row_bytes
+        if not self._waiting:
+            self.earliest_deadline_s = math.inf
+
+
+_rows = attrgetter("rows")
+_row_bytes = attrgetter("row_bytes")
+
+
+def _first_turn(line: list[E]) -> int:
+    return line[0].turn

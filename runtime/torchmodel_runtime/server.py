@@ -16,6 +16,7 @@ from torchmodel_runtime import codec, errors
 from torchmodel_runtime.batcher import Batcher
 from torchmodel_runtime.codec import Decoded, Plan
 from torchmodel_runtime.config import ServerConfig
+from torchmodel_runtime.deadlines import choose_timeout_s
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.exchange import Answer, Call, Dialect
 from torchmodel_runtime.metrics import Metrics
@@ -94,7 +95,7 @@ class Server:
         max_rows = self.config.serving.queue.max_rows
         if self._in_flight > max_rows + self.model.rules.max_rows:
             # more than queue and batch can hold, were each one row: refuse before the body is read and decoded
-            raise errors.queue_full(max_rows, max_rows, retry_after_s=1)
+            raise errors.queue_full(max_rows, max_rows, self._batcher.retry_after_s())
         return self.model, self._batcher
 
     def check_name(self, model: str, version: str | None) -> None:
@@ -141,9 +142,12 @@ class Server:
         """One request: decode, compute, encode. Its deadline began to run at seen.started_s."""
         model, _ = self.admit(call.model, call.version)
         seen.request_bytes = len(call.body)
+        timeout_s = choose_timeout_s(call.headers, {}, self.config.serving.request_timeout_seconds)
         decoded = codec.decode_request(call, self._plan)
         seen.decoded_s = monotonic()
-        outputs = await self.compute(call.model, call.version, decoded, self._deadline_s(seen.started_s), seen)
+        if decoded.parameters:
+            timeout_s = choose_timeout_s({}, decoded.parameters, timeout_s)
+        outputs = await self.compute(call.model, call.version, decoded, seen.started_s + timeout_s, seen)
         seen.finished_s = monotonic()
         return codec.encode_response(call, decoded, self._plan, model.task, outputs)
 
@@ -161,9 +165,6 @@ class Server:
         """An error in the dialect's own form; the only place where errors become answers."""
         self.metrics.count_rejected(error.code)
         return codec.encode_error(dialect, error)
-
-    def _deadline_s(self, started_s: float) -> float:
-        return started_s + self.config.serving.request_timeout_seconds
 
 
 async def _prepare(task: Task, inputs: Arrays) -> Work:
