@@ -47,6 +47,6 @@ def compare(reference: np.ndarray, answer: np.ndarray, precision: torch.dtype) -
         return Verdict(np.inf, 0.0, "differs in which values are finite")
     scale = max(1.0, float(np.abs(wide[finite]).max(initial=0.0)))
     tolerance = TOLERANCES.get(precision, TOLERANCES[torch.float32]) * scale
-    difference = float(np.abs(wide - other)[finite].max(initial=0.0))
+    difference = float(np.abs(wide[finite] - other[finite]).max(initial=0.0))
     words = f"differs by up to {difference:.3g} (tolerance {tolerance:.3g})" if difference > tolerance else ""
     return Verdict(difference, tolerance, words)

@@ -76,6 +76,7 @@ def prove_batches(engine: Engine, task: Task, max_size: int, why: str) -> Batchi
     probes = [
         Probe(inputs, engine.forward(inputs)) for inputs in _rows_of(task.synthetic(PROBES, generator), range(PROBES))
     ]
+    engine.bounds.learn(probes[0].inputs, growth_bytes=0)
     doubt = _find_chance(engine, probes[0])
     meter = PeakMeter(engine.device)
     series = Series(doubt=doubt) if doubt else _prove_company(engine, task, max_size, probes, meter)
@@ -210,13 +211,9 @@ def _try_sizes(engine: Engine, sizes: Sequence[int], compute: Callable[[int, Ser
     """One size after the other, until one is in doubt or the next would take too much time or memory."""
     series, seconds, started_s = Series(), 0.0, time.monotonic()
     for size in sizes:
-        factor = size / series.largest
-        if time.monotonic() - started_s + seconds * factor > BUDGET_S:
-            series.stopped = f"a batch of {series.largest} took {seconds:.1f} s"
-            break
-        grown = meter.growth_bytes()
-        if grown * (factor - 1) > room_bytes(engine.device) * SHARE > 0:
-            series.stopped = f"a batch of {series.largest} took {grown >> 20} MiB of memory"
+        spent_s, grown = time.monotonic() - started_s, meter.growth_bytes()
+        series.stopped = why_not(size, series.largest, seconds, spent_s, grown, room_bytes(engine.device))
+        if series.stopped:
             break
         began_s = time.monotonic()
         try:
@@ -230,12 +227,26 @@ def _try_sizes(engine: Engine, sizes: Sequence[int], compute: Callable[[int, Ser
             break
         if series.doubt:
             break
-        if engine.max_rows < size:  # memory ran out, and the engine helped itself
+        if engine.max_rows < size or engine.bounds.max_bytes:  # memory ran out, and the engine helped itself
             series.stopped = f"a batch of {size} did not fit the memory"
             series.proofs.pop()
             break
         seconds, series.largest = time.monotonic() - began_s, size
     return series
+
+
+def why_not(size: int, largest: int, seconds: float, spent_s: float, grown_bytes: int, room_bytes: int) -> str:
+    """Why a batch of that size is not tried; empty when it is.
+
+    seconds, grown_bytes: what the largest one so far took; its size times as much is expected of the next. room_bytes: the
+    memory left; spent_s: by the sizes so far.
+    """
+    factor = size / largest
+    if spent_s + seconds * factor > BUDGET_S:
+        return f"a batch of {largest} took {seconds:.1f} s"
+    if grown_bytes * (factor - 1) > room_bytes * SHARE:
+        return f"a batch of {largest} took {grown_bytes >> 20} MiB of memory"
+    return ""
 
 
 def _try_between(max_size: int, compute: Callable[[int, Series], str], series: Series) -> None:
