@@ -21,7 +21,7 @@ SIZES_BUDGET_S = 1.0
 """For all sizes together, about: a second of a start that takes several (importing torch takes two). A choice."""
 THREADS_BUDGET_S = 0.5
 """For all numbers of threads together."""
-TRIES = 7
+TRIES = 5
 
 
 def measure(engine: Engine, task: Task, thread_counts: Sequence[int]) -> Timing:
@@ -40,7 +40,7 @@ def measure(engine: Engine, task: Task, thread_counts: Sequence[int]) -> Timing:
         if seconds and 2 * seconds[rows // 2] > left_s:
             break
         try:
-            seconds[rows] = _shortest(functools.partial(engine.forward, inputs), left_s / 2, is_cuda)
+            seconds[rows] = _shortest(functools.partial(engine.forward, inputs), left_s / 4, is_cuda)
         except Exception:
             if rows == 1:
                 raise
