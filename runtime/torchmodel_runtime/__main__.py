@@ -194,6 +194,8 @@ async def _make_workers(model: LoadedModel, worker: ThreadWorker, loop: asyncio.
     threads = [worker, *(ThreadWorker(loop) for _ in model.runners[1:])]
     for thread in threads:
         await thread.call(model.prepare_thread)
+        if model.rules.depth > 1:
+            thread.add_thread()
     if not model.plan.inline:
         return list(threads)
     model.prepare_thread()

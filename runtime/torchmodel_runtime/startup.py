@@ -126,6 +126,7 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
             engine.max_rows,
             padded_inputs=task.call.padding.inputs if engine.pads and task.call.padding else (),
             max_batch_bytes=engine.bounds.max_bytes,
+            depth=1 if device.type == "cpu" else 2,
         ),
         plan=plan,
         prepare_thread=functools.partial(forward.configure_thread, plan.solo_threads),

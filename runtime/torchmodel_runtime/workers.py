@@ -44,6 +44,10 @@ class ThreadWorker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._jobs: SimpleQueue[tuple[Job, OnDone]] = SimpleQueue()
+        self.add_thread()
+
+    def add_thread(self) -> None:
+        """One more for the same jobs: where a GPU computes, the next batch is prepared while one runs (`BatchRules.depth`)."""
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
     def start(self, job: Job, on_done: OnDone) -> None:

@@ -34,7 +34,7 @@ def prove(module: torch.nn.Module, task: TensorTask, max_size: int = 16) -> tupl
     torch.manual_seed(0)
     engine = Engine(module.eval(), CPU, task.call, max_size)
     proof.check_answers(engine, task)
-    return engine, proof.prove_batches(engine, task, max_size, "as declared")
+    return engine, proof.prove_batches(engine, task, max_size, "")
 
 
 VECTORS = tensor_task([-1, FEATURES], [-1, FEATURES])

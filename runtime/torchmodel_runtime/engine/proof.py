@@ -64,11 +64,13 @@ def batch_sizes(max_size: int) -> list[int]:
 
 def check_answers(engine: Engine, task: Task) -> None:
     """One synthetic row: the module answers as declared, and the task learns sizes from it. Raises StartError WARM_UP_FAILED."""
-    task.learn(_run(engine, task.synthetic(1, np.random.default_rng(0))))
+    inputs = task.synthetic(1, np.random.default_rng(0))
+    task.learn(_run(engine, inputs))
+    engine.bounds.learn(inputs, growth_bytes=0)
 
 
 def prove_batches(engine: Engine, task: Task, max_size: int, why: str) -> BatchingReport:
-    """Run the sizes up to max_size, prove the rows independent; sets the engine's bounds by it. why: max_size is what it is."""
+    """Run the sizes up to max_size, prove the rows independent; sets the engine's bounds by it. why: max_size is not larger."""
     generator = np.random.default_rng(0)
     if max_size == 1:
         engine.max_rows = 1
@@ -92,19 +94,21 @@ def prove_batches(engine: Engine, task: Task, max_size: int, why: str) -> Batchi
     return BatchingReport(
         enabled=True,
         max_size=engine.max_rows,
-        reason=_say(series, padded),
+        reason=_say(series, padded, why),
         padding=engine.pads,
         proofs=series.proofs + (padded.proofs if padded else []),
     )
 
 
-def _say(series: Series, padded: Series | None) -> str:
+def _say(series: Series, padded: Series | None, why: str) -> str:
     """The outcome in words."""
     sizes = ", ".join(str(proof.rows) for proof in series.proofs)
     between = " and every size between" if series.all_sizes else ""
     words = f"rows alone and in batches of {sizes}{between} agreed within tolerance"
     if series.stopped:
         words += f"; larger ones were not tried: {series.stopped}"
+    elif why:
+        words += f"; {why}"
     if padded is None:
         return words
     if padded.doubt:
