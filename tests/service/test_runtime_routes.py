@@ -314,4 +314,4 @@ def test_bad_neighbours_do_no_harm(server: RuntimeProcess, expected: float) -> N
 def test_the_log_is_one_json_object_a_line(server: RuntimeProcess) -> None:
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert all(line["model"] == "mlp" for line in lines)
-    assert any(line["message"] == "ready" and line["threads"] >= 1 for line in lines)
+    assert any(line["message"] == "ready" and line["report"]["parallelism"]["threads"] >= 1 for line in lines)

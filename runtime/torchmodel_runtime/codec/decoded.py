@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from torchmodel_runtime.config import Signature, TensorSpec
 from torchmodel_runtime.errors import invalid
 from torchmodel_runtime.tensors import Arrays
@@ -28,8 +30,17 @@ class Decoded:
     """Request parameters of V2, as given."""
     form: Form = "json"
     """What the answer is to be written as."""
+    has_own_form: bool = False
+    """The body itself says so, and the `Accept` header is not asked: V2's `binary_data_output` and `binary_data`."""
     binary_by_output: dict[str, bool] = field(default_factory=dict)
     """V2's `binary_data` of each output asked for, where it differs from what `form` says."""
+
+
+def select_outputs(decoded: Decoded, signature: Signature, outputs: Arrays) -> list[tuple[TensorSpec, np.ndarray]]:
+    """Those asked for, in the signature's order."""
+    pairs = list(zip(signature.outputs, outputs, strict=True))
+    wanted = decoded.outputs
+    return pairs if wanted is None else [pair for pair in pairs if pair[0].name in wanted]
 
 
 def check_names(where: str, given: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
@@ -38,7 +49,7 @@ def check_names(where: str, given: Mapping[str, Any], specs: Sequence[TensorSpec
         return
     expected = [spec.name for spec in specs]
     missing = [name for name in expected if name not in given]
-    unknown = [name for name in given if name not in expected]
+    unknown = [name[:128] for name in given if name not in expected][:32]
     raise invalid(f"{where}: missing {missing}, unknown {unknown}; this model has {expected}")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows
 from torchmodel_runtime.codec.jsontensors import check_json_elements, decode_data, decode_json
 from torchmodel_runtime.codec.plan import Plan
-from torchmodel_runtime.codec.shapes import check_elements, check_shape
-from torchmodel_runtime.config import Signature, TensorSpec
+from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_shape
+from torchmodel_runtime.config import TensorSpec
 from torchmodel_runtime.errors import invalid
 from torchmodel_runtime.exchange import Answer, Call
 from torchmodel_runtime.tensors import Arrays, bytes_tensor
@@ -34,6 +34,9 @@ class _Base64(msgspec.Struct, forbid_unknown_fields=True):
     b64: str
 
 
+_EMPTY_LIST = re.compile(rb"\s*\[\s*\]")
+_FIRST_IS_B64 = re.compile(rb'\s*\[\s*\{\s*"b64"\s*:')
+
 _predict_decoder = msgspec.json.Decoder(_PredictRequest)
 _rows_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -42,74 +45,85 @@ _media_decoder = msgspec.json.Decoder(list[str | _Base64])
 
 def decode(call: Call, plan: Plan) -> Decoded:
     """`instances` (rows) or `inputs` (columns); in the TorchServe dialect also a bare JSON array of rows."""
-    body, signature = call.body, plan.signature
+    body = call.body
     check_json_elements(body, plan.limits)
-    if call.dialect == "torchserve" and body.lstrip()[:1] == b"[":
+    parameters = None
+    if call.dialect == "torchserve" and _begins_with(body, b"["):
         instances, columns = msgspec.Raw(body), _ABSENT
     else:
         request: _PredictRequest = decode_json(_predict_decoder, body)
-        instances, columns = request.instances, request.inputs
+        instances, columns, parameters = request.instances, request.inputs, request.parameters
     if instances != _ABSENT and columns == _ABSENT:
-        inputs = _decode_instances(instances, signature)
+        inputs = _decode_instances(instances, plan)
     elif columns != _ABSENT and instances == _ABSENT:
-        inputs = _decode_columns(columns, signature)
+        inputs = _decode_columns(columns, plan)
     else:
         raise invalid(
             "give exactly one of instances (a list of rows) and inputs (a tensor, or an object of tensors by name)"
         )
     check_elements([array.shape for array in inputs], plan.limits)
-    check_rows(inputs, signature)
-    return Decoded(inputs=inputs)
+    check_rows(inputs, plan.signature)
+    return Decoded(inputs, parameters=parameters or {})
 
 
-def _decode_instances(instances: msgspec.Raw, signature: Signature) -> Arrays:
+def _decode_instances(instances: msgspec.Raw, plan: Plan) -> Arrays:
     """Rows: plain values for a model of one input, objects by input name for any model, `{"b64": ...}` for BYTES."""
-    rows: list[msgspec.Raw] = decode_json(_rows_decoder, instances, "instances")
-    if not rows:
+    if not _begins_with(instances, b"["):
+        raise invalid("instances: must be a list of rows")
+    if _EMPTY_LIST.match(instances):
         raise invalid("instances: must hold at least one row")
-    objects = bytes(rows[0]).lstrip()[:1] == b"{"
-    specs = signature.inputs
-    if not objects or (_is_b64(rows[0]) and specs[0].datatype == "BYTES"):
-        if len(specs) > 1:
-            names = [spec.name for spec in specs]
+    only = plan.only
+    if not _begins_with(instances, b"[", b"{") or (
+        only and only.datatype == "BYTES" and _FIRST_IS_B64.match(instances)
+    ):
+        if only is None:
+            names = list(plan.inputs)
             raise invalid(f"instances: this model has several inputs, each row must be an object with {names}")
-        return [_decode_tensor("instances", instances, specs[0])]
+        return [decode_tensor("instances", instances, only, plan)]
+    rows: list[msgspec.Raw] = decode_json(_rows_decoder, instances, "instances")
     named: list[dict[str, msgspec.Raw]] = [
         decode_json(_object_decoder, row, f"instances[{index}]") for index, row in enumerate(rows)
     ]
+    specs = plan.signature.inputs
     for index, row in enumerate(named):
         check_names(f"instances[{index}]", row, specs)
     return [
-        _decode_tensor(
-            f"instances, input {spec.name!r}", b"[" + b",".join(bytes(row[spec.name]) for row in named) + b"]", spec
+        decode_tensor(
+            f"instances, input {spec.name!r}",
+            b"[" + b",".join(bytes(row[spec.name]) for row in named) + b"]",
+            spec,
+            plan,
         )
         for spec in specs
     ]
 
 
-def _decode_columns(columns: msgspec.Raw, signature: Signature) -> Arrays:
-    specs = signature.inputs
-    if bytes(columns).lstrip()[:1] == b"{":
+def _decode_columns(columns: msgspec.Raw, plan: Plan) -> Arrays:
+    """Tensors by name, or the one tensor of a model of one input."""
+    if _begins_with(columns, b"{"):
         named: dict[str, msgspec.Raw] = decode_json(_object_decoder, columns, "inputs")
-        check_names("inputs", named, specs)
-        return [_decode_tensor(f"input {spec.name!r}", named[spec.name], spec) for spec in specs]
-    if len(specs) > 1:
-        raise invalid(f"inputs: this model has several, give an object with {[spec.name for spec in specs]}")
-    return [_decode_tensor("inputs", columns, specs[0])]
+        check_names("inputs", named, plan.signature.inputs)
+        return [decode_tensor(f"input {name!r}", named[name], spec, plan) for name, spec in plan.inputs.items()]
+    if plan.only is None:
+        raise invalid(f"inputs: this model has several, give an object with {list(plan.inputs)}")
+    return [decode_tensor("inputs", columns, plan.only, plan)]
 
 
-def _decode_tensor(where: str, data: msgspec.Raw | bytes, spec: TensorSpec) -> np.ndarray:
+def decode_tensor(where: str, data: msgspec.Raw | bytes, spec: TensorSpec, plan: Plan) -> np.ndarray:
+    """A JSON array as the input that spec declares; RequestError 400 begins with `where`."""
     if spec.datatype == "BYTES":
         elements: list[str | _Base64] = decode_json(_media_decoder, data, where)
         array = bytes_tensor([element if isinstance(element, str) else element.b64 for element in elements])
     else:
         array = decode_data(where, data, spec)
-    check_shape(where, list(array.shape), spec)
+    check_rank(where, array.ndim, plan.limits)
+    check_shape(where, array.shape, spec)
     return array
 
 
-def _is_b64(row: msgspec.Raw) -> bool:
-    return re.match(rb'\s*\{\s*"b64"\s*:', bytes(row)) is not None
+def _begins_with(data: msgspec.Raw | bytes, *characters: bytes) -> bool:
+    """True when these are the first characters of the JSON, white space aside."""
+    return re.match(rb"\s*" + rb"\s*".join(re.escape(character) for character in characters), data) is not None
 
 
 _encode = msgspec.json.Encoder().encode

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from torchmodel_runtime.codec import parameters
-from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows
+from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows, select_outputs
 from torchmodel_runtime.codec.jsontensors import check_json_elements, decode_data, decode_json
 from torchmodel_runtime.codec.plan import Plan
 from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
@@ -59,7 +59,7 @@ def decode(call: Call, plan: Plan) -> Decoded:
     document: bytes | memoryview = call.body
     binary = memoryview(b"")
     if length is not None:
-        document, binary = _split_body(call.body, length)
+        document, binary = split_body(call.body, length)
         if not document:
             return _decode_raw_mode(binary, plan)
     check_json_elements(document, plan.limits)
@@ -78,14 +78,15 @@ def decode(call: Call, plan: Plan) -> Decoded:
     if request.parameters:
         decoded.parameters = request.parameters
         parameters.check_request(request.parameters)
-        if request.parameters.get("binary_data_output"):
-            decoded.form = "binary"
+        if "binary_data_output" in request.parameters:
+            decoded.has_own_form = True
+            decoded.form = "binary" if request.parameters["binary_data_output"] else "json"
     if request.outputs:
         _read_outputs(request.outputs, decoded, plan)
     return decoded
 
 
-def _split_body(body: bytes, length: str) -> tuple[memoryview, memoryview]:
+def split_body(body: bytes, length: str) -> tuple[memoryview, memoryview]:
     """The JSON and the binary part."""
     if not (length.isascii() and length.isdigit()) or len(length) > 19:
         raise invalid(f"{JSON_LENGTH}: got {length[:40]!r}, must be a number of bytes")
@@ -197,6 +198,7 @@ def _read_outputs(requested: list[_RequestedOutput], decoded: Decoded, plan: Pla
             parameters.check_output(f"output {output.name!r}", output.parameters)
             if "binary_data" in output.parameters:
                 decoded.binary_by_output[output.name] = output.parameters["binary_data"]
+                decoded.has_own_form = True
     if len(set(names)) != len(names):
         raise invalid(f"outputs: each name may appear once, got {names}")
     decoded.outputs = names
@@ -225,10 +227,8 @@ def encode(decoded: Decoded, plan: Plan, outputs: Arrays) -> Answer:
     is_binary = decoded.form == "binary"
     tensors: list[_OutputTensor] = []
     pieces: list[bytes] = []
-    for spec, array in zip(plan.signature.outputs, outputs, strict=True):
+    for spec, array in select_outputs(decoded, plan.signature, outputs):
         name = spec.name
-        if decoded.outputs is not None and name not in decoded.outputs:
-            continue
         tensor = _OutputTensor(name, spec.datatype, array.shape)
         if decoded.binary_by_output.get(name, is_binary):
             pieces.append(encode_raw(array, spec.datatype))

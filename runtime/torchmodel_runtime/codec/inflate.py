@@ -1,0 +1,61 @@
+"""Compressed request bodies (RFC 9110, 8.4), with a cap on what comes out. Called first by `codec.decode_request`.
+
+The ports leave bodies as they came: only here is it known how large one may become. zlib stops at the cap, so a bomb costs
+what an honest body of the same size costs.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from torchmodel_runtime.errors import RequestError, invalid, too_large
+from torchmodel_runtime.exchange import Call
+
+ENCODINGS = ("gzip", "deflate", "identity")
+
+UNSUPPORTED = "UNSUPPORTED_ENCODING"
+
+_GZIP = 16 + zlib.MAX_WBITS
+_ZLIB = zlib.MAX_WBITS
+_RAW = -zlib.MAX_WBITS
+
+
+def is_compressed(call: Call) -> bool:
+    """True when the client names an encoding at all."""
+    return "Content-Encoding" in call.headers
+
+
+def inflate_body(call: Call, max_bytes: int) -> bytes:
+    """The body as it was before it was compressed.
+
+    RequestError 413 when that is more than max_bytes, 415 for an encoding that is not known, 400 for a damaged body.
+    """
+    encoding = call.headers["Content-Encoding"].strip().lower()
+    if encoding in ("identity", ""):
+        return call.body
+    if encoding in ("gzip", "x-gzip"):
+        return _inflate(call.body, _GZIP, encoding, max_bytes)
+    if encoding == "deflate":
+        return _inflate(call.body, _ZLIB if _has_zlib_header(call.body) else _RAW, encoding, max_bytes)
+    message = f"Content-Encoding {encoding[:40]!r}: must be one of {', '.join(ENCODINGS)}"
+    raise RequestError(415, UNSUPPORTED, message)
+
+
+def _has_zlib_header(body: bytes) -> bool:
+    """True for RFC 1950's two bytes. `deflate` means that form (RFC 9110, 8.4.1.2); some clients send RFC 1951 bare."""
+    return len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+
+
+def _inflate(body: bytes, window_bits: int, encoding: str, max_bytes: int) -> bytes:
+    machine = zlib.decompressobj(window_bits)
+    try:
+        plain = machine.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise invalid(f"body: Content-Encoding is {encoding}, but {error}") from None
+    if len(plain) > max_bytes:
+        raise too_large(f"the body inflates to more than {max_bytes} bytes (serving.maxRequestBytes)")
+    if not machine.eof:
+        raise invalid(f"body: the {encoding} data ends in the middle")
+    if machine.unused_data:
+        raise invalid(f"body: {len(machine.unused_data)} bytes follow the {encoding} data")
+    return plain
