@@ -88,7 +88,9 @@ class Telemetry:
         given = headers.get(REQUEST_ID)
         seen.request_id = f"{self._id_prefix}{next(self._ids):08x}" if given is None else self._take_id(given)
         if headers.get("traceparent") is not None:
-            seen.caller = parse_trace_context(_all_of(headers, "traceparent"), _all_of(headers, "tracestate"))
+            # the state goes into spans alone, so it is not read where there are none
+            states = _all_of(headers, "tracestate") if self._tracing is not None else ()
+            seen.caller = parse_trace_context(_all_of(headers, "traceparent"), states)
             if seen.caller is not None:
                 seen.trace_id = seen.caller.trace_id
         if self._tracing is not None:
@@ -151,7 +153,11 @@ def _make_tracing(config: ServerConfig) -> Tracing | None:
 
 
 def _all_of(headers: Mapping[str, str], name: str) -> list[str]:
-    """Every field of that name; a plain `get` hides that there are two."""
+    """Every field of that name; a plain `get` hides that there are two. `getall` is that of aiohttp's headers."""
+    getall = getattr(headers, "getall", None)
+    if getall is not None:
+        found: list[str] = getall(name, [])
+        return found
     return [value for key, value in headers.items() if key.lower() == name]
 
 
