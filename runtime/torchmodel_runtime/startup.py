@@ -6,6 +6,7 @@ the architecture's package) is imported here and not before.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import logging
@@ -58,6 +59,7 @@ def start_model(config: ServerConfig, room: Room, on_stage: Callable[[str], None
     finally:
         gc.enable()
         gc.freeze()  # what is alive now lives on: later collections need not look at it
+        ctypes.CDLL(None).malloc_trim(0)  # the proofs' memory, which the allocator was told to keep
 
 
 def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
