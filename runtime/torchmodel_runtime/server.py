@@ -17,6 +17,7 @@ from torchmodel_runtime.batcher import Batcher
 from torchmodel_runtime.codec import Decoded, Plan
 from torchmodel_runtime.config import ServerConfig
 from torchmodel_runtime.deadlines import choose_timeout_s
+from torchmodel_runtime.decodepool import DecodePool
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.exchange import Answer, Call, Dialect
 from torchmodel_runtime.metrics import Metrics
@@ -44,6 +45,7 @@ class Server:
         self.ready = False
         self._batcher: Batcher | None = None
         self._plan: Plan  # from `serve` on, as the two before
+        self._decoder: DecodePool | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -58,6 +60,7 @@ class Server:
         )
         task = model.task
         self._plan = codec.make_plan(self.config.name, VERSION, task.signature, task.media, self.config.serving)
+        self._decoder = DecodePool(self._plan)
         self.model = model
         self.ready = True
         self.metrics.tell_loaded(model.report)
@@ -77,6 +80,8 @@ class Server:
             logger.error("draining timed out", extra={"fields": {"in_flight": self._in_flight}})
             return False
         finally:
+            if self._decoder is not None:
+                self._decoder.close()
             await self.telemetry.close()
         return True
 
@@ -143,7 +148,10 @@ class Server:
         model, _ = self.admit(call.model, call.version)
         seen.request_bytes = len(call.body)
         timeout_s = choose_timeout_s(call.headers, {}, self.config.serving.request_timeout_seconds)
-        decoded = codec.decode_request(call, self._plan)
+        if self._decoder is not None and codec.is_heavy(call, self._plan):
+            decoded = await self._decoder.decode(call)
+        else:
+            decoded = codec.decode_request(call, self._plan)
         seen.decoded_s = monotonic()
         if decoded.parameters:
             timeout_s = choose_timeout_s({}, decoded.parameters, timeout_s)
