@@ -55,10 +55,19 @@ def part(*values: float) -> Arrays:
 
 
 class Played:
-    def __init__(self, max_rows: int = 100, max_batch_rows: int = 4) -> None:
-        self.worker, self.runner = PlayedWorker(), Doubler()
-        serving = Serving(queue=Queue(max_rows=max_rows))
-        self.batcher = Batcher([(self.runner, self.worker)], serving, BatchRules(max_batch_rows), Metrics("m"))  # type: ignore[list-item]
+    def __init__(
+        self, max_rows: int = 100, max_batch_rows: int = 4, seats: int = 1, depth: int = 1, max_bytes: int = 1 << 28
+    ) -> None:
+        self.workers, self.runner = [PlayedWorker() for _ in range(seats)], Doubler()
+        self.worker = self.workers[0]
+        self.metrics = Metrics("m")
+        serving = Serving(queue=Queue(max_rows=max_rows, max_bytes=max_bytes))
+        self.batcher = Batcher(
+            [(self.runner, worker) for worker in self.workers],
+            serving,
+            BatchRules(max_batch_rows, depth=depth),
+            self.metrics,
+        )
 
     def submit(self, *parts: Arrays, timeout_s: float = 60) -> asyncio.Task[list[Arrays]]:
         return asyncio.ensure_future(self.batcher.submit(parts, time.monotonic() + timeout_s))
@@ -174,3 +183,169 @@ async def test_a_client_that_leaves_during_its_batch_harms_nobody() -> None:
     await settle()
     await played.worker.finish()
     assert (await staying)[0][0].tolist() == [4]
+
+
+async def test_a_client_that_left_before_its_prepared_batch_began_is_not_computed() -> None:
+    played = Played(depth=2, max_batch_rows=2)
+    running = [played.submit(part(value)) for value in (1, 2)]
+    await settle()
+    prepared = [played.submit(part(value)) for value in (3, 4)]
+    await settle()
+    assert len(played.worker.jobs) == 2, "a full batch goes ahead to the busy worker"
+    prepared[0].cancel()
+    await settle()
+    await played.worker.finish()
+    await played.worker.finish()
+    assert played.runner.batches == [[1, 1], [1]]
+    assert [(await task)[0][0].tolist() for task in [*running, prepared[1]]] == [[2], [4], [8]]
+
+
+async def test_a_batch_that_may_still_grow_does_not_go_ahead() -> None:
+    played = Played(depth=2)
+    running = played.submit(part(1))
+    await settle()
+    waiting = played.submit(part(2))
+    await settle()
+    assert len(played.worker.jobs) == 1
+    await played.worker.finish()
+    await played.worker.finish()
+    await running
+    await waiting
+
+
+async def test_free_workers_share_what_came_together() -> None:
+    played = Played(seats=2)
+    tasks = [played.submit(part(value)) for value in (1, 2, 3, 4)]
+    await settle()
+    for worker in played.workers:
+        await worker.finish()
+    assert played.runner.batches == [[1, 1], [1, 1]]
+    assert [(await task)[0][0].tolist() for task in tasks] == [[2], [4], [6], [8]]
+
+
+async def test_a_request_larger_than_a_batch_is_split_and_joined() -> None:
+    played = Played()
+    huge = played.submit(part(*range(10)))
+    await settle()
+    small = played.submit(part(50))
+    await settle()
+    for _ in range(3):
+        await played.worker.finish()
+    assert played.runner.batches == [[4], [4], [1, 2]]
+    assert (await huge)[0][0].tolist() == [value * 2 for value in range(10)]
+    assert (await small)[0][0].tolist() == [100]
+
+
+async def test_a_large_request_with_a_poisonous_row_fails_whole_and_its_rest_is_not_computed() -> None:
+    played = Played()
+    huge = played.submit(part(666, *range(11)))
+    await settle()
+    await played.worker.finish()
+    with pytest.raises(RequestError, match="the model failed"):
+        await huge
+    await settle()
+    if played.worker.jobs:  # the piece that was handed over in the same turn
+        await played.worker.finish()
+    assert not played.worker.jobs
+    assert played.runner.batches in ([[4]], [[4], [4]])
+
+
+async def test_a_large_request_whose_client_leaves_makes_room() -> None:
+    played = Played(max_rows=12)
+    huge = played.submit(part(*range(12)))
+    await settle()
+    huge.cancel()
+    await settle()
+    served = played.submit(part(*range(10)))
+    for _ in range(4):
+        await settle()
+        if played.worker.jobs:
+            await played.worker.finish()
+    assert (await served)[0][0].tolist() == [value * 2 for value in range(10)]
+
+
+async def test_the_queue_is_bounded_in_bytes() -> None:
+    played = Played(max_rows=10**6, max_bytes=1 << 20)
+    running = played.submit(part(0))
+    await settle()
+    rows = [np.zeros((1, 100_000))]  # 800 kB
+    waiting = played.submit(rows)
+    await settle()
+    with pytest.raises(RequestError, match="bytes wait already") as caught:
+        await played.submit(rows)
+    assert caught.value.status == 429
+    with pytest.raises(RequestError, match=r"serving\.queue\.maxBytes") as caught:
+        await played.submit([np.zeros((2, 100_000))])
+    assert caught.value.status == 413
+    await played.worker.finish()
+    await played.worker.finish()
+    await running
+    await waiting
+
+
+async def test_past_its_deadline_nothing_is_queued() -> None:
+    played = Played()
+    with pytest.raises(RequestError) as caught:
+        await played.submit(part(1), timeout_s=-1)
+    assert caught.value.status == 504
+    await settle()
+    assert not played.worker.jobs
+
+
+async def test_no_answer_in_time_gets_504_while_the_batch_still_runs() -> None:
+    played = Played()
+    patient, hasty = played.submit(part(1)), played.submit(part(2), timeout_s=0.01)
+    await settle()
+    with pytest.raises(RequestError) as caught:
+        await hasty
+    assert caught.value.status == 504
+    job, on_done = played.worker.jobs.pop()
+    on_done(job(), None)
+    assert (await patient)[0][0].tolist() == [2]
+
+
+class InlinePlayed:
+    """A worker that has computed before `start` returns."""
+
+    def __init__(self) -> None:
+        self.turns: list[int] = []
+        self.turn = 0
+
+    def start(self, job: Callable[[], Any], on_done: Callable[[Any, BaseException | None], None]) -> None:
+        self.turns.append(self.turn)
+        on_done(job(), None)
+
+
+async def test_a_worker_on_the_event_loop_leaves_others_their_turn_between_batches() -> None:
+    worker, runner = InlinePlayed(), Doubler()
+    batcher = Batcher([(runner, worker)], Serving(), BatchRules(1), Metrics("m"))
+    tasks = [asyncio.ensure_future(batcher.submit([part(value)], time.monotonic() + 60)) for value in range(300)]
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        worker.turn += 1
+    assert [task.result()[0][0].tolist() for task in tasks] == [[value * 2] for value in range(300)]
+    assert len(set(worker.turns)) == 300
+
+
+async def test_what_cannot_be_ready_in_time_is_refused_at_once_and_admitted_when_it_was_told_to_come() -> None:
+    played = Played(max_batch_rows=1)
+    for _ in range(10):
+        task = played.submit(part(1))
+        await settle()
+        job, on_done = played.worker.jobs.pop()
+        computed, answers, _ = job()
+        on_done((computed, answers, 1.0), None)  # one second each
+        await task
+    waiting = [played.submit(part(value)) for value in range(8)]
+    await settle()
+    with pytest.raises(RequestError) as caught:
+        await played.submit(part(9), timeout_s=5)
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (429, "TOO_BUSY", 4)
+    for _ in range(4):
+        await played.worker.finish()
+    later = played.submit(part(9), timeout_s=5.5)
+    await settle()
+    while played.worker.jobs:
+        await played.worker.finish()
+    assert (await later)[0][0].tolist() == [18]
+    await asyncio.gather(*waiting)
