@@ -13,8 +13,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torchmodel_runtime.config import ImageClassification, Speech, TextEmbedding
+from torchmodel_runtime.config import ImageClassification, Padding, Speech, Task, TextEmbedding
 from torchmodel_runtime.errors import RequestError, StartError
+from torchmodel_runtime.tasks import PaddingRule, make_task
 from torchmodel_runtime.tasks.audio import decode_audio, resample
 from torchmodel_runtime.tasks.image import ImageTask, activate, decode_image
 from torchmodel_runtime.tasks.speech import SpeechTask, find_segments
@@ -160,6 +161,29 @@ def test_texts_of_one_request_are_padded_to_its_longest_and_cut_at_the_limit(tmp
     assert types.sum() == 0
     with pytest.raises(RequestError, match="holds no tokens"):
         task.prepare([bytes_tensor(["a", ""])])
+
+
+def test_texts_are_padded_with_the_tokenizers_own_id_and_tried_from_short_to_long(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    task = TextTask(TextEmbedding(), tmp_path)
+    assert task.call.padding == PaddingRule((0, 0, 0))
+    assert task.lengths == (3, 64)
+    assert TextTask(TextEmbedding(max_length_tokens=2), tmp_path).lengths == (2, 2)
+    ids, mask, types = task.synthetic(2, np.random.default_rng(0), 7)
+    assert ids.shape == mask.shape == types.shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("image-classification", "nothing to pad"),
+        ("speech", "nothing to pad"),
+        ("text-embedding", "a padding of their own"),
+    ],
+)
+def test_padding_is_declared_for_tensors_only(tmp_path: Path, kind: str, words: str) -> None:
+    with pytest.raises(StartError, match=words):
+        make_task(Task(type=kind), None, tmp_path, Padding(mask="mask"))  # type: ignore[arg-type]
 
 
 def test_a_broken_tokenizer_is_a_broken_checkpoint(tmp_path: Path) -> None:
