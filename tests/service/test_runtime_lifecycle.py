@@ -75,7 +75,8 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RuntimePro
         name="gated",
         architecture=Architecture(entrypoint="model:Gated", kwargs={"gate": str(gate.path)}),
         code=CodeFile(inline=GATED),
-        serving=Serving(batching=Batching(max_size=2), queue=Queue(max_rows=4), request_timeout_seconds=2),
+        # threads=2: a model that is held must not run on the event loop, as a small one does by default
+        serving=Serving(batching=Batching(max_size=2), queue=Queue(max_rows=4), request_timeout_seconds=2, threads=2),
     )
     with RuntimeProcess(config) as server:
         yield server.wait_ready(), gate
@@ -238,7 +239,8 @@ def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
 
 def test_what_is_queued_at_sigterm_is_finished_and_new_requests_are_refused(tmp_path: Path) -> None:
     save_mlp(tmp_path)
-    config = mlp_config(tmp_path, kwargs={"delay_seconds": 0.5}, serving=Serving(batching=Batching(max_size=1)))
+    serving = Serving(batching=Batching(max_size=1), workers=1, processes=1)
+    config = mlp_config(tmp_path, kwargs={"delay_seconds": 0.5}, serving=serving)
     with RuntimeProcess(config) as server, ThreadPoolExecutor(4) as pool:
         server.wait_ready()
         waiting = [pool.submit(server.post, "/v2/models/mlp/infer", BODY) for _ in range(4)]
