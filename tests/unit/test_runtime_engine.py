@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -212,15 +215,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_bound_lowered(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    module, told = Narrow(10, error), []
+    module = Narrow(10, error)
     engine = make_engine(module)
     engine.bounds.usual_row_bytes = 8
-    engine.on_lowered = told.append
     requests = [rows_of(index) for index in range(32)]
     answers = engine.run(requests)
     assert [answer[0][0, 0] for answer in answers] == [index + 1 for index in range(32)]  # type: ignore[index]
     assert engine.max_rows == 4  # 32, 16 and 8 rows of two did not fit ten elements
-    assert told == [4]
     assert "out of memory" in caplog.text
     module.calls = 0
     engine.run(requests)
@@ -311,3 +312,56 @@ def test_a_replica_has_its_own_attributes_and_the_same_weights() -> None:
     assert twin.scale is module.scale
     engine.forward(rows_of(1))
     assert not hasattr(twin, "kept")
+
+
+# --- a GPU's turn ---
+
+
+class FakeEvent:
+    def synchronize(self) -> None:
+        """Reached already."""
+
+
+class FakeLane:
+    """Stands for `CudaLane` where there is no GPU: the same order of steps, noted, on the CPU."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.turns = threading.Lock()
+        self.both_sent = threading.Event()
+
+    def send(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], FakeEvent]:
+        self.steps.append("send")
+        if self.steps.count("send") == 2:
+            self.both_sent.set()
+        return [tensor.clone() for tensor in tensors], FakeEvent()
+
+    @contextmanager
+    def turn(self, sent: Sequence[torch.Tensor], ready: FakeEvent) -> Iterator[None]:  # noqa: ARG002
+        with self.turns:
+            self.steps.append("begin")
+            yield
+            self.steps.append("end")
+
+    def fetch(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], FakeEvent]:
+        self.steps.append("fetch")
+        return list(tensors), FakeEvent()
+
+
+def test_a_second_batch_is_sent_while_one_has_its_turn() -> None:
+    lane = FakeLane()
+
+    class Patient(torch.nn.Module):
+        """Its turn lasts until both batches are on their way."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert lane.both_sent.wait(timeout=10)
+            return x * 2
+
+    engine = make_engine(Patient())
+    engine._lane = lane  # type: ignore[assignment]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(engine.run, [[rows_of(1), rows_of(2)], [rows_of(5), rows_of(6)]]))
+    values = [[answer[0][0, 0] for answer in batch] for batch in answers]  # type: ignore[index]
+    assert values == [[2, 4], [10, 12]]
+    assert [step for step in lane.steps if step != "send"] == ["begin", "fetch", "end"] * 2

@@ -11,7 +11,7 @@ import copy
 import inspect
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,6 @@ class Engine:
         """Rows of different length share a call: set once the proof has shown that they may."""
         self.cut_outputs: tuple[int, ...] = ()
         """Outputs that are as long as their row: padding is cut off them."""
-        self.on_lowered: Callable[[int], None] | None = None
-        """Told the new max_rows, in the engine's thread, when memory ran out."""
         self._keywords = _accepted_keywords(module, call.keywords)
         self._mask, self._needs_mask = _mask_keyword(module, call)
         self._float_dtype = _only_float_dtype(module)
@@ -219,14 +217,11 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _lower(self, rows: int, row_bytes: int) -> None:
-        before = self.bounds.max_rows
         self.bounds.lower(rows, row_bytes)
         logger.warning(
             "out of memory in a batch: computed in smaller ones, bound lowered",
             extra={"fields": {"max_rows": self.bounds.max_rows, "max_bytes": self.bounds.max_bytes}},
         )
-        if self.on_lowered is not None and self.bounds.max_rows < before:
-            self.on_lowered(self.bounds.max_rows)
 
     def _call_module(self, inputs: Arrays, mask: np.ndarray | None) -> Arrays:
         rows = len(inputs[0])
