@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -91,6 +92,11 @@ def wait_for_line(server: RuntimeProcess, request_id: str) -> dict[str, Any]:
                 return line
         time.sleep(0.02)
     raise AssertionError(f"no line of {request_id}:\n{server.log}")
+
+
+def python_path(folder: Path) -> dict[str, str]:
+    """Modules of a folder go before all others."""
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
 def make_config(folder: Path, telemetry: Telemetry) -> Any:
@@ -285,7 +291,7 @@ def test_traces_without_the_extra_end_the_start_with_its_name(tmp_path: Path) ->
     hidden.mkdir()
     (hidden / "opentelemetry.py").write_text("raise ModuleNotFoundError(\"No module named 'opentelemetry'\")\n")
     config = make_config(tmp_path / "model", Telemetry(otlp_endpoint="http://collector:4318"))
-    with RuntimeProcess(config, {"PYTHONPATH": str(hidden)}) as server:
+    with RuntimeProcess(config, python_path(hidden)) as server:
         assert server.wait_exit(30) == EXIT_PERMANENT
         failure = server.failure()
     assert failure is not None
@@ -298,6 +304,6 @@ def test_without_a_collector_nothing_of_opentelemetry_is_imported(tmp_path: Path
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "opentelemetry.py").write_text("raise SystemExit('imported')\n")
-    with RuntimeProcess(make_config(tmp_path / "model", Telemetry()), {"PYTHONPATH": str(hidden)}) as server:
+    with RuntimeProcess(make_config(tmp_path / "model", Telemetry()), python_path(hidden)) as server:
         server.wait_ready()
         assert server.request("POST", "/v2/models/mlp/infer", V2, {**JSON, **TRACED})[0] == 200
