@@ -347,6 +347,25 @@ def test_replicas_of_a_module_that_notes_things_on_itself_do_not_disturb_each_ot
     assert (len(engines), reason) == (3, "")
 
 
+class Caching(torch.nn.Module):
+    """Makes a table on first use, as rotary embeddings do, and keeps its last answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(FEATURES, FEATURES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.register_buffer("table", torch.arange(FEATURES) + x.new_zeros(1), persistent=False)
+        self.last = self.layer(x) + self.table
+        return self.last
+
+
+def test_what_forward_made_is_copied_for_each_replica() -> None:
+    engine, _ = prove(Caching(), VECTORS)
+    engines, reason = make_replicas(engine, 2, VECTORS, threads=1)
+    assert (len(engines), reason) == (2, "")
+
+
 def test_one_module_in_two_threads_is_caught_where_replicas_are_not() -> None:
     engine, _ = prove(Noted(), VECTORS)
     assert "computed at the same time as others" in find_interference([engine, engine], VECTORS, threads=1)

@@ -152,18 +152,23 @@ class Engine:
     def replicate(self) -> Engine:
         """A second engine, for another thread, over the same parameters and buffers.
 
-        The module's Python attributes are its own, so that a forward may set them. Raises what `copy.deepcopy` does for a
+        The module's Python attributes are its own, so that a forward may set them, and so is what forward made. Raises what `copy.deepcopy` does for a
         module that cannot be copied.
         """
-        shared = {id(tensor): tensor for tensor in (*self._module.parameters(), *self._module.buffers())}
+        loaded = (*self._module.parameters(), *self._module.buffers())
+        shared = {id(tensor): tensor for tensor in loaded if not tensor.is_inference()}
         twin = copy.copy(self)
-        twin._module = copy.deepcopy(self._module, shared)
+        with torch.inference_mode():  # what forward left on the module was made in it
+            twin._module = copy.deepcopy(self._module, shared)
         return twin
 
     def state_versions(self) -> dict[str, int]:
-        """How often each parameter and buffer was written to, by name: what a call changes, replicas would fight over."""
+        """How often each parameter and buffer was written to, by name: what a call changes, replicas would fight over.
+
+        A buffer that forward itself made has no such count (it is an inference tensor), and is replaced rather than written to.
+        """
         named = (*self._module.named_parameters(), *self._module.named_buffers())
-        return {name: tensor._version for name, tensor in named}
+        return {name: 0 if tensor.is_inference() else tensor._version for name, tensor in named}
 
     def precision(self) -> torch.dtype:
         """The coarsest of the module's float dtypes: what to expect of its answers."""
