@@ -15,6 +15,9 @@ from torchmodel_runtime import errors
 from torchmodel_runtime.config import Queue
 from torchmodel_runtime.costmodel import CostModel
 
+MARGIN = 0.1
+"""Of a predicted wait, by which it may be wrong: about twice what tests/unit/test_runtime_admission.py's simulation shows."""
+
 
 class Load(NamedTuple):
     """What is before a request."""
@@ -47,7 +50,7 @@ class Admission:
             finish_s = wait_s + self._cost.backlog_s(rows, size_bytes)
             # alone it is always worth a try: the prediction may be wrong, and nobody waits before it
             if finish_s > timeout_s and wait_s > 0:
-                raise errors.too_late(finish_s, timeout_s, _whole_s(min(finish_s - timeout_s, wait_s)))
+                raise errors.too_late(finish_s, timeout_s, self._retry_s(min(finish_s - timeout_s, wait_s), wait_s))
 
     def wait_s(self, load: Load) -> float:
         """Predicted until a worker would be free for a request that comes now; 0 while unknown."""
@@ -55,7 +58,12 @@ class Admission:
 
     def retry_after_s(self, load: Load) -> int:
         """`wait_s` as the header says it."""
-        return _whole_s(self.wait_s(load))
+        return self._retry_s(self.wait_s(load), 0.0)
+
+    @staticmethod
+    def _retry_s(seconds: float, predicted_s: float) -> int:
+        """Whole seconds, as Retry-After counts (RFC 9110, 10.2.3), with a margin for the prediction they come from."""
+        return max(1, math.ceil(seconds + MARGIN * predicted_s))
 
     def _refuse_for_room(self, rows: int, size_bytes: int, load: Load) -> None:
         if rows > self._max_rows:
@@ -71,15 +79,8 @@ class Admission:
         over_bytes = max(0, load.bytes + size_bytes - self._max_bytes)
         # what has to leave the queue before this fits is a share of it, and leaves when the batches before it have run
         share = max(over_rows / max(load.rows, 1), over_bytes / max(load.bytes, 1))
-        retry_after_s = _whole_s(
-            (load.running_s + self._cost.backlog_s(math.ceil(load.rows * share), math.ceil(load.bytes * share)))
-            / self._workers
-        )
+        leaving = Load(math.ceil(load.rows * share), math.ceil(load.bytes * share), load.running_s)
+        retry_after_s = self._retry_s(self.wait_s(leaving), self.wait_s(leaving))
         if over_rows:
             raise errors.queue_full(load.rows, self._max_rows, retry_after_s)
         raise errors.queue_full(load.bytes, self._max_bytes, retry_after_s, unit="bytes")
-
-
-def _whole_s(seconds: float) -> int:
-    """Retry-After counts whole seconds (RFC 9110, 10.2.3)."""
-    return max(1, math.ceil(seconds))

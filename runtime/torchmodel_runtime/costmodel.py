@@ -7,9 +7,8 @@ forgotten. Residuals are relative, so that a batch of 50 µs counts as much as o
 an error of one at most, cannot bend the line; what still lies far off weighs less in a second pass. Where the sizes seen cannot
 tell the parts apart, all is taken for the part paid once: batches then grow, which is harmless and soon tells more.
 
-Two ratios put the line on the ground, since no batch is as the line would like it: `overhead`, what batches took beside what
-their rows are worth without padding and company, and `slowdown`, what a queue takes beside what full batches would.
-`batching` chooses companions and `admission` predicts waits by them. Nobody decides anything before `known` is true.
+A queue takes longer than full batches without padding would: `backlog_s` is corrected by the ratio of the two in the last
+batches under load. `batching` plans and `admission` predicts by these. Nobody is refused before `known` is true.
 Reads no clock.
 """
 
@@ -29,28 +28,10 @@ ENOUGH_BATCHES = 8
 REFIT_AFTER = 32
 """Batches between two fits once there are that many: a fit takes some 150 µs, a small model's batch no more."""
 DECAY = 0.95
-"""Weight of the past in the two ratios for each batch: they remember about twenty."""
-FIRST_OVERHEAD = 1.25
-"""Where there are no data: between what bench/batching_simulation.py finds under light and under heavy load."""
+"""Weight of the past in the ratio for each batch: it remembers about twenty."""
 
 _SHAPES = ((0,), (0, 2), (0, 1), (2,), (1,), (0, 1, 2), (1, 2))
 """Which parts a fit may consist of, simplest story first; a later one must be better by a hundredth to be believed."""
-
-
-class _Ratio:
-    """The quotient of two sums whose past fades."""
-
-    __slots__ = ("_above", "_below", "value")
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-        self._above = self._below = 0.0
-
-    def add(self, above: float, below: float) -> None:
-        self._above = self._above * DECAY + above
-        self._below = self._below * DECAY + below
-        if self._below > 0:
-            self.value = self._above / self._below
 
 
 class CostModel:
@@ -63,8 +44,9 @@ class CostModel:
         self._by_size: dict[int, deque[tuple[int, int, float]]] = {}
         self._seen = 0
         self._unfitted = 0
-        self._overhead = _Ratio(FIRST_OVERHEAD)
-        self._slowdown = _Ratio(1.0)
+        self._loaded_s = 0.0
+        self._full_s = 0.0
+        """Fading sums of what batches under load took, and of what their rows would take in full ones without padding."""
         self.batch_s = 0.0
         self.row_s = 0.0
         self.byte_s = 0.0
@@ -73,11 +55,6 @@ class CostModel:
     def known(self) -> bool:
         """True once enough batches ran to decide by."""
         return self._seen >= ENOUGH_BATCHES
-
-    @property
-    def overhead(self) -> float:
-        """Seconds that batches took for each second their rows are worth by `row_s` and `byte_s` alone; never below one."""
-        return max(1.0, self._overhead.value)
 
     def observe(self, rows: int, padded_bytes: int, useful_bytes: int, seconds: float, loaded: bool) -> None:
         """A batch ran and every request in it was answered; loaded: more waited than it could take."""
@@ -90,10 +67,9 @@ class CostModel:
         if self._unfitted >= min(REFIT_AFTER, self._seen // 2 + 1):
             self._remember()
             self._fit()
-        worth_s = self.row_s * rows + self.byte_s * useful_bytes
-        self._overhead.add(seconds, worth_s)
-        if loaded:
-            self._slowdown.add(seconds, worth_s + self.batch_s * rows / self._full_rows)
+        if loaded and self.known:
+            self._loaded_s = self._loaded_s * DECAY + seconds
+            self._full_s = self._full_s * DECAY + self._in_full_batches_s(rows, useful_bytes)
 
     def seconds(self, rows: int, padded_bytes: int) -> float:
         """What one batch would take; 0 while unknown."""
@@ -103,8 +79,11 @@ class CostModel:
         """What that much waiting work would take one worker, in the batches it makes; 0 while unknown."""
         if self._seen < ENOUGH_BATCHES:
             return 0.0
-        full_s = self.batch_s * rows / self._full_rows + self.row_s * rows + self.byte_s * useful_bytes
-        return full_s * self._slowdown.value
+        slowdown = self._loaded_s / self._full_s if self._full_s > 0 else 1.0
+        return self._in_full_batches_s(rows, useful_bytes) * slowdown
+
+    def _in_full_batches_s(self, rows: int, useful_bytes: int) -> float:
+        return self.batch_s * rows / self._full_rows + self.row_s * rows + self.byte_s * useful_bytes
 
     def _remember(self) -> None:
         """Keep some of each size; sizes are told apart by powers of two of rows and of bytes."""

@@ -96,11 +96,12 @@ def test_a_batch_is_bounded_in_bytes() -> None:
     assert names(window.take(0.0, 4).batch) == ["a", "b"]
 
 
-def test_padding_counts_against_the_bytes() -> None:
-    window = make_window(
-        Named("a", length=100), *[Named(name, length=90) for name in "bcd"], padded=True, max_bytes=310
-    )
-    assert sorted(names(window.take(0.0, 4).batch)) == ["a", "c", "d"]
+@pytest.mark.parametrize(("max_bytes", "batch"), [(299, "a"), (300, "abc")])
+def test_padding_counts_against_the_bytes(max_bytes: int, batch: str) -> None:
+    entries = [Named("a", length=100), Named("b", length=60), Named("c", length=60)]
+    cost = learned(batch_s=1.0, row_s=0.0, byte_s=1e-5)
+    window = make_window(*entries, padded=True, max_bytes=max_bytes, cost=cost)
+    assert sorted(names(window.take(0.0, 4).batch)) == list(batch)
 
 
 # --- a busy worker's second batch ---

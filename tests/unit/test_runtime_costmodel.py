@@ -74,13 +74,6 @@ def test_nothing_is_ever_below_zero() -> None:
         assert cost.seconds(5, 5) > 0
 
 
-def test_overhead_is_what_batches_take_beside_their_rows_worth() -> None:
-    cost = CostModel(32)
-    for rows in (4, 8, 16) * 40:
-        cost.observe(rows, rows * 100, rows * 80, 85e-6 * rows * 100, loaded=True)
-    assert cost.overhead == pytest.approx(1.25, rel=0.02)
-
-
 @pytest.mark.parametrize("rows", [32, 320])
 def test_a_backlog_is_predicted_by_what_loaded_batches_took(rows: int) -> None:
     cost = CostModel(32)
