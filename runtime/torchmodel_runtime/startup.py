@@ -68,10 +68,20 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
     task = make_task(config.task, config.signature, checkpoint.folder, config.serving.batching.padding)
 
     clock.begin("import")
-    from torchmodel_runtime.engine import architecture, forward, memory, proof, replicas, threads, timing, weights
+    from torchmodel_runtime.engine import (
+        architecture,
+        devices,
+        forward,
+        memory,
+        proof,
+        replicas,
+        threads,
+        timing,
+        weights,
+    )
 
-    forward.configure_thread(room.cpus)
-    device = forward.choose_device(config.serving.device)
+    devices.configure_thread(room.cpus)
+    device = devices.choose_device(config.serving.device)
     build = architecture.resolve(
         config.architecture, config.code, checkpoint.folder, config.security.allow_code_execution
     )
@@ -97,8 +107,8 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
     except StartError:
         raise
     except Exception as error:
-        if forward.is_out_of_memory(error):
-            raise forward.out_of_memory(clock.stage, error) from error
+        if devices.is_out_of_memory(error):
+            raise devices.out_of_memory(clock.stage, error) from error
         raise
     clock.end()
 
@@ -131,7 +141,7 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
             depth=1 if device.type == "cpu" else 2,
         ),
         plan=plan,
-        prepare_thread=functools.partial(forward.configure_thread, plan.solo_threads),
+        prepare_thread=functools.partial(devices.configure_thread, plan.solo_threads),
     )
 
 

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmodel_runtime.config import TensorSpec
 from torchmodel_runtime.engine.failures import LOG_INTERVAL_S, FailureLog, halving_budget, isolate
-from torchmodel_runtime.engine.forward import Bounds, Engine
-from torchmodel_runtime.engine.memory import max_batch_bytes
+from torchmodel_runtime.engine.forward import Engine
+from torchmodel_runtime.engine.memory import Bounds, max_batch_bytes
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.tasks import ModuleCall
 from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays

@@ -12,58 +12,24 @@ import inspect
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from torchmodel_runtime import errors
-from torchmodel_runtime.config import CONFIG_INVALID, DEVICE_UNAVAILABLE, OUT_OF_MEMORY
+from torchmodel_runtime.config import CONFIG_INVALID
 from torchmodel_runtime.engine.collation import join, split
 from torchmodel_runtime.engine.conversion import check_output, select_outputs, to_array, to_tensor
+from torchmodel_runtime.engine.devices import is_out_of_memory
 from torchmodel_runtime.engine.failures import FailureLog, isolate
+from torchmodel_runtime.engine.memory import Bounds, bytes_per_row
 from torchmodel_runtime.engine.transfer import CudaLane
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.tasks import ModuleCall
 from torchmodel_runtime.tensors import Arrays
 
 logger = logging.getLogger(__name__)
-
-_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""What torch's CPU allocator (c10/core/impl/alloc_cpu.cpp), cuBLAS and cuDNN say when memory runs out."""
-
-
-@dataclass(slots=True)
-class Bounds:
-    """What one call of the module may be; engines over the same weights share one, as they share the memory."""
-
-    max_rows: int
-    max_bytes: int = 0
-    """Of all inputs of a call; 0: no bound."""
-    usual_row_bytes: int = 0
-    """Of one row at warm-up: running out of memory on larger rows says nothing about how many of these fit."""
-
-    growth_per_byte: float = 0.0
-    """Bytes of memory that a batch takes for each byte of its inputs, measured at warm-up; 0: not known."""
-
-    def learn(self, inputs: Arrays, growth_bytes: int) -> None:
-        """What the largest batch of warm-up was and took."""
-        self.usual_row_bytes = _row_bytes(inputs)
-        self.growth_per_byte = growth_bytes / max(1, self.usual_row_bytes * len(inputs[0]))
-
-    def rows_of(self, row_bytes: int) -> int:
-        """Most rows of that size in one call; a single one is always tried."""
-        if not self.max_bytes:
-            return self.max_rows
-        return max(1, min(self.max_rows, self.max_bytes // max(1, row_bytes)))
-
-    def lower(self, rows: int, row_bytes: int) -> None:
-        """So many rows fit where more did not: for rows as usual that bounds their number, for larger ones the bytes."""
-        if row_bytes <= self.usual_row_bytes:
-            self.max_rows = min(self.max_rows, rows)
-        else:
-            self.max_bytes = min(self.max_bytes or rows * row_bytes, rows * row_bytes)
 
 
 class Engine:
@@ -122,7 +88,7 @@ class Engine:
     def forward(self, inputs: Arrays, mask: np.ndarray | None = None) -> Arrays:
         """Outputs in declared order, axis 0 rows; more rows than the bounds allow are computed in slices."""
         rows = len(inputs[0])
-        limit = self.bounds.rows_of(_row_bytes(inputs)) if self.bounds.max_bytes else self.bounds.max_rows
+        limit = self.bounds.rows_of(bytes_per_row(inputs)) if self.bounds.max_bytes else self.bounds.max_rows
         if rows > limit:
             return self._forward_in_slices(inputs, mask, limit)
         try:
@@ -152,8 +118,8 @@ class Engine:
     def replicate(self) -> Engine:
         """A second engine, for another thread, over the same parameters and buffers.
 
-        The module's Python attributes are its own, so that a forward may set them, and so is what forward made. Raises what `copy.deepcopy` does for a
-        module that cannot be copied.
+        The module's Python attributes are its own, so that a forward may set them, and so is what forward made. Raises what
+        `copy.deepcopy` does for a module that cannot be copied.
         """
         loaded = (*self._module.parameters(), *self._module.buffers())
         shared = {id(tensor): tensor for tensor in loaded if not tensor.is_inference()}
@@ -214,15 +180,15 @@ class Engine:
             self._free_cache()
             limit, lowered = (end - start) // 2, True
         if lowered:
-            self._lower(limit, _row_bytes(inputs))
+            self._lower(limit, inputs)
         return [np.concatenate(outputs) for outputs in zip(*pieces, strict=True)]
 
     def _free_cache(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _lower(self, rows: int, row_bytes: int) -> None:
-        self.bounds.lower(rows, row_bytes)
+    def _lower(self, rows: int, inputs: Arrays) -> None:
+        self.bounds.lower(rows, bytes_per_row(inputs))
         logger.warning(
             "out of memory in a batch: computed in smaller ones, bound lowered",
             extra={"fields": {"max_rows": self.bounds.max_rows, "max_bytes": self.bounds.max_bytes}},
@@ -270,43 +236,6 @@ class Engine:
         return torch.ones(first.shape[:2], dtype=torch.bool)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device that serving.device asks for. Raises StartError when it is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise StartError(
-            DEVICE_UNAVAILABLE,
-            "serving.device is cuda, but torch sees no GPU"
-            + ("" if torch.version.cuda else " (this torch is built for CPUs only)"),
-            "Ask for one by spec.resources.gpu and use an image with a CUDA build of torch, or set serving.device: cpu.",
-        )
-    name = "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
-    return torch.device(name)
-
-
-def configure_thread(threads: int) -> None:
-    """Settings of torch that hold for the calling thread; the engine's own, before anything else runs."""
-    torch.set_num_threads(threads)
-    if torch.get_num_interop_threads() != 1:  # of the process; may be set once only
-        torch.set_num_interop_threads(1)
-    torch.set_flush_denormal(True)  # denormals slow element-wise kernels five times
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch's own error on a GPU, RuntimeErrors of its CPU allocator and of NVIDIA's libraries, Python's for arrays."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-
-
-def out_of_memory(what: str, error: BaseException) -> StartError:
-    """A start that ran out of memory."""
-    return StartError(
-        OUT_OF_MEMORY,
-        f"out of memory during {what}: {error}",
-        "Raise spec.resources.limits.memory (or take a larger GPU), or lower spec.serving.batching.maxSize.",
-    )
-
-
 def _accepted_keywords(module: torch.nn.Module, keywords: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the keywords that forward takes."""
     parameters = inspect.signature(module.forward).parameters
@@ -338,11 +267,6 @@ def _mask_keyword(module: torch.nn.Module, call: ModuleCall) -> tuple[str, bool]
         ) from None
     parameter = signature.parameters.get(padding.mask)
     return padding.mask, parameter is not None and parameter.default is inspect.Parameter.empty
-
-
-def _row_bytes(inputs: Arrays) -> int:
-    """Of one row of all inputs."""
-    return sum(array.nbytes for array in inputs) // max(1, len(inputs[0]))
 
 
 def _uses_tf32(module: torch.nn.Module) -> bool:

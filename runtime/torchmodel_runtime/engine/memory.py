@@ -8,11 +8,13 @@ memory is handled where it happens (`forward.Engine`).
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from torchmodel_runtime.quota import read_memory_room
+from torchmodel_runtime.tensors import Arrays
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -21,6 +23,38 @@ NOISE_BYTES = 8 << 20
 
 SHARE = 0.5
 """Of the free memory for batches; the rest is for requests being decoded and answers being encoded. A guess."""
+
+
+@dataclass(slots=True)
+class Bounds:
+    """What one call of the module may be; engines over the same weights share one, as they share the memory."""
+
+    max_rows: int
+    max_bytes: int = 0
+    """Of all inputs of a call; 0: no bound."""
+    usual_row_bytes: int = 0
+    """Of one row at warm-up: running out of memory on larger rows says nothing about how many of these fit."""
+
+    growth_per_byte: float = 0.0
+    """Bytes of memory that a batch takes for each byte of its inputs, measured at warm-up; 0: not known."""
+
+    def learn(self, inputs: Arrays, growth_bytes: int) -> None:
+        """What the largest batch of warm-up was and took."""
+        self.usual_row_bytes = bytes_per_row(inputs)
+        self.growth_per_byte = growth_bytes / max(1, self.usual_row_bytes * len(inputs[0]))
+
+    def rows_of(self, row_bytes: int) -> int:
+        """Most rows of that size in one call; a single one is always tried."""
+        if not self.max_bytes:
+            return self.max_rows
+        return max(1, min(self.max_rows, self.max_bytes // max(1, row_bytes)))
+
+    def lower(self, rows: int, row_bytes: int) -> None:
+        """So many rows fit where more did not: for rows as usual that bounds their number, for larger ones the bytes."""
+        if row_bytes <= self.usual_row_bytes:
+            self.max_rows = min(self.max_rows, rows)
+        else:
+            self.max_bytes = min(self.max_bytes or rows * row_bytes, rows * row_bytes)
 
 
 class PeakMeter:
@@ -64,6 +98,11 @@ def max_batch_bytes(room_bytes: int, growth_per_byte: float, batches: int) -> in
     if growth_per_byte <= 0 or room_bytes <= 0:
         return 0
     return max(1, int(room_bytes * SHARE / max(1, batches) / growth_per_byte))
+
+
+def bytes_per_row(inputs: Arrays) -> int:
+    """Of one row of all inputs."""
+    return sum(array.nbytes for array in inputs) // max(1, len(inputs[0]))
 
 
 def _read_status(field: str) -> int:

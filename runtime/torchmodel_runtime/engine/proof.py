@@ -16,7 +16,8 @@ import numpy as np
 from torchmodel_runtime.config import WARM_UP_FAILED, BatchingReport, BatchProof
 from torchmodel_runtime.engine.comparison import Verdict, compare
 from torchmodel_runtime.engine.conversion import OutputError
-from torchmodel_runtime.engine.forward import Engine, is_out_of_memory, out_of_memory
+from torchmodel_runtime.engine.devices import is_out_of_memory, out_of_memory
+from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.engine.memory import SHARE, PeakMeter, room_bytes
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.tasks import Task

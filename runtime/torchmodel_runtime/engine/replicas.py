@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from torchmodel_runtime.engine.comparison import compare
-from torchmodel_runtime.engine.forward import Engine, configure_thread
+from torchmodel_runtime.engine.devices import configure_thread
+from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.tasks import Task
 from torchmodel_runtime.tensors import Arrays
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from torchmodel_runtime.engine.forward import Engine, configure_thread
+from torchmodel_runtime.engine.devices import configure_thread
+from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.tensors import Arrays
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from torchmodel_runtime.engine.forward import Engine, configure_thread
+from torchmodel_runtime.engine.devices import configure_thread
+from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.parallelism import Timing, choose_size
 from torchmodel_runtime.tasks import Task
 
