@@ -37,7 +37,7 @@ LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0
 """One that lived so long starts again with the first pause."""
 ASK_S = 0.5
-"""A sibling that does not say its metrics in this time is left out of that scrape."""
+"""A sibling that does not say its metrics in this time is counted with what it said last: sums must not fall and rise again."""
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +156,7 @@ class Circle:
         self._membership = membership
         self._say = say
         self._server: asyncio.Server | None = None
+        self._last: dict[Path, bytes] = {}
 
     async def join(self) -> None:
         """Answer the others' questions from now on."""
@@ -169,10 +170,12 @@ class Circle:
             self._server.close()
 
     async def ask(self) -> list[bytes]:
-        """What this process says, then what each of the others says that can be reached."""
-        others = [path for path in self._membership.folder.glob("*.sock") if path != self._path(self._membership.index)]
-        said = await asyncio.gather(*(_ask(path) for path in sorted(others)))
-        return [self._say(), *(words for words in said if words)]
+        """What this process says, then what each of the others says, or said last."""
+        own = self._path(self._membership.index)
+        others = sorted(path for path in self._membership.folder.glob("*.sock") if path != own)
+        said = await asyncio.gather(*(_ask(path) for path in others))
+        self._last = {path: words or self._last.get(path, b"") for path, words in zip(others, said, strict=True)}
+        return [self._say(), *filter(None, self._last.values())]
 
     def _path(self, index: int) -> Path:
         return self._membership.folder / f"{index}.sock"
