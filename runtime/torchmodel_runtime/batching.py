@@ -34,7 +34,7 @@ from typing import Any, Generic, TypeVar
 from torchmodel_runtime.costmodel import CostModel
 
 PLANNED_ENTRIES = 128
-"""Waiting entries, nearest in length to the oldest, that are planned for: half a millisecond for all of them, a tenth for fifty."""
+"""Waiting entries, nearest in length to the oldest, that are planned for: half a millisecond for all, a tenth for fifty."""
 
 
 @dataclass(frozen=True, slots=True)
