@@ -224,12 +224,6 @@ BAD: list[tuple[str, Signature, Call, str]] = [
         "must be true or false",
     ),
     (
-        "an output twice",
-        X,
-        binary_call({"inputs": [binary_tensor(bytes(8))], "outputs": [{"name": "x"}, {"name": "x"}]}, bytes(8)),
-        "each name may appear once",
-    ),
-    (
         "classification",
         X,
         binary_call(

@@ -14,7 +14,7 @@ from torchmodel_runtime.codec.negotiation import FORM_TYPES
 from torchmodel_runtime.codec.plan import Plan
 from torchmodel_runtime.codec.v2 import JSON_LENGTH
 from torchmodel_runtime.errors import invalid, unsupported_media
-from torchmodel_runtime.exchange import Call
+from torchmodel_runtime.exchange import Call, Dialect
 from torchmodel_runtime.tensors import bytes_tensor
 
 Kind = Literal["json", "medium", "npy", "safetensors", "form"]
@@ -77,17 +77,17 @@ def classify(call: Call, plan: Plan) -> Kind:
             return "medium"  # TorchServe's clients send files without naming their type
     if content_type in JSON_TYPES:
         return "json"
-    raise unsupported_media(f"Content-Type {content_type[:100]}: must be {' or '.join(taken_types(call, plan))}")
+    raise unsupported_media(f"Content-Type {content_type[:100]}: must be {' or '.join(taken_types(dialect, plan))}")
 
 
-def taken_types(call: Call, plan: Plan) -> list[str]:
+def taken_types(dialect: Dialect, plan: Plan) -> list[str]:
     """The types that a route takes for this model, for messages and for OpenAPI."""
     taken = ["application/json"]
-    if call.dialect != "v1":
+    if dialect != "v1":
         taken += [f"{kind}*" if kind.endswith("/") else kind for kind in plan.media]
         if all(spec.datatype != "BYTES" for spec in plan.signature.inputs):
             taken += ([FORM_TYPES["npy"][0]] if plan.only else []) + [FORM_TYPES["safetensors"][0]]
-    return taken + ([FORM] if call.dialect == "torchserve" else [])
+    return taken + ([FORM] if dialect == "torchserve" else [])
 
 
 def check_looks_like_json(call: Call, plan: Plan) -> None:

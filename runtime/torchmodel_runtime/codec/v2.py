@@ -190,7 +190,6 @@ def _decode_raw_mode(body: memoryview, plan: Plan) -> Decoded:
 
 def _read_outputs(requested: list[_RequestedOutput], decoded: Decoded, plan: Plan) -> None:
     """Which outputs, and which of them in binary form."""
-    names = [output.name for output in requested]
     for output in requested:
         if output.name not in plan.outputs:
             raise invalid(f"outputs: {output.name!r} is not an output of this model, which has {list(plan.outputs)}")
@@ -199,9 +198,7 @@ def _read_outputs(requested: list[_RequestedOutput], decoded: Decoded, plan: Pla
             if "binary_data" in output.parameters:
                 decoded.binary_by_output[output.name] = output.parameters["binary_data"]
                 decoded.has_own_form = True
-    if len(set(names)) != len(names):
-        raise invalid(f"outputs: each name may appear once, got {names}")
-    decoded.outputs = names
+    decoded.outputs = [output.name for output in requested]
 
 
 class _OutputTensor(msgspec.Struct, omit_defaults=True):

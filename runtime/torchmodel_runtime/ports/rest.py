@@ -15,18 +15,17 @@ import msgspec
 from aiohttp import web
 
 from torchmodel_runtime import errors
+from torchmodel_runtime.codec import make_plan
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.exchange import Answer, Call, Dialect
 from torchmodel_runtime.metrics import CONTENT_TYPE
+from torchmodel_runtime.openapi import make_document
+from torchmodel_runtime.ports import catalogue
 from torchmodel_runtime.server import VERSION, Server
+from torchmodel_runtime.startup import LoadedModel
 from torchmodel_runtime.telemetry import REQUEST_ID
 
 logger = logging.getLogger(__name__)
-
-SERVER_NAME = "torchmodel"
-
-EXTENSIONS = ["binary_tensor_data"]
-"""Of Open Inference Protocol V2, by Triton's names."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -46,17 +45,31 @@ class RestPort:
         for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             add("POST", f"{path}/infer", self._infer_v2)
             add("GET", f"{path}/ready", self._model_ready)
+            add("GET", f"{path}/config", self._model_config)
+            add("GET", f"{path}/stats", self._not_here("stats"))
             add("GET", path, self._model_metadata)
-        add("POST", "/v1/models/{name:[^/:]+}:predict", self._predict_v1)
-        add("POST", "/predictions/{name}", self._predict_torchserve)
-        add("PUT", "/predictions/{name}", self._predict_torchserve)  # curl --upload-file, as TorchServe's pages show it
+        add("GET", "/v2", self._server_metadata)
         add("GET", "/v2/health/live", self._live)
         add("GET", "/v2/health/ready", self._health_ready)
-        add("GET", "/v2", self._server_metadata)
-        add("GET", "/v1/models", self._list_v1)
+        add("GET", "/v2/models", self._list_names)
+        add("POST", "/v2/repository/index", self._repository_index)
+        add("POST", "/v2/repository/models/{name}/{action:load|unload}", self._not_here("load"))
+        add("POST", "/v1/models/{name:[^/:]+}:predict", self._predict_v1)
+        add("POST", "/v1/models/{name:[^/:]+}:explain", self._not_here("explain"))
+        add("GET", "/v1/models", self._list_names)
         add("GET", "/v1/models/{name:[^/:]+}", self._model_ready)
+        for path in ("/predictions/{name}", "/predictions/{name}/{version}"):
+            for method in ("POST", "PUT", "GET"):  # PUT: curl --upload-file, as TorchServe's pages show it
+                add(method, path, self._predict_torchserve)
+        add("POST", "/invocations", self._predict_torchserve)  # TorchServe's older route, and SageMaker's
+        add("POST", "/explanations/{name}", self._not_here("explain"))
+        add("GET", "/models", self._list_torchserve)
+        add("GET", "/models/{name}", self._describe)
+        add("GET", "/models/{name}/{version}", self._describe)
         add("GET", "/ping", self._ping)
         add("GET", "/metrics", self._show_metrics)
+        add("GET", "/openapi.json", self._show_openapi)
+        add("OPTIONS", "/", self._show_openapi)
         add("GET", "/", self._alive)
         return app
 
@@ -77,7 +90,8 @@ class RestPort:
 
     async def _read(self, request: web.Request, dialect: Dialect) -> Call:
         """The whole request; what can be refused without its body is refused before that is read."""
-        name, version = request.match_info["name"], request.match_info.get("version")
+        name = request.match_info.get("name") or request.query.get("model_name", self._config.name)
+        version = request.match_info.get("version")
         self._server.admit(name, version)
         limits = self._config.serving.limits
         try:
@@ -118,26 +132,55 @@ class RestPort:
         return self._say_ready({"name": self._config.name, "ready": self._server.ready})
 
     async def _server_metadata(self, _: web.Request) -> web.Response:
-        return _json({"name": SERVER_NAME, "version": version("torchmodel-operator"), "extensions": EXTENSIONS})
+        return _json(catalogue.server_metadata(version("torchmodel-operator")))
 
     async def _model_metadata(self, request: web.Request) -> web.Response:
         self._check_name(request)
-        model = self._server.model
-        if model is None:
-            raise errors.unavailable(f"model {self._config.name!r} is still loading")
-        return _json(
-            {
-                "name": self._config.name,
-                "versions": [VERSION],
-                "platform": "pytorch_" + model.report.format.replace("-", "_"),
-                "inputs": model.task.signature.inputs,
-                "outputs": model.task.signature.outputs,
-                "parameters": model.report,
-            }
-        )
+        model = self._model()
+        return _json(catalogue.model_metadata(self._config.name, VERSION, model.task.signature, model.report))
 
-    async def _list_v1(self, _: web.Request) -> web.Response:
+    async def _model_config(self, request: web.Request) -> web.Response:
+        self._check_name(request)
+        model = self._model()
+        return _json(catalogue.model_config(self._config.name, model.task.signature, model.report))
+
+    async def _list_names(self, _: web.Request) -> web.Response:
         return _json({"models": [self._config.name]})
+
+    async def _repository_index(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        try:
+            wanted = msgspec.json.decode(body, type=_IndexRequest) if body else _IndexRequest()
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise errors.invalid(f"body: {error}") from None
+        ready = self._server.ready
+        return _json(catalogue.repository_index(self._config.name, VERSION, ready=ready, only_ready=wanted.ready))
+
+    async def _list_torchserve(self, _: web.Request) -> web.Response:
+        return _json(catalogue.list_models(self._config, self._model().report.uri))
+
+    async def _describe(self, request: web.Request) -> web.Response:
+        wanted = request.match_info.get("version")
+        self._server.check_name(request.match_info["name"], None if wanted == "all" else wanted)
+        return _json(catalogue.describe(self._config, VERSION, self._model().report, ready=self._server.ready))
+
+    async def _show_openapi(self, _: web.Request) -> web.Response:
+        task = self._model().task
+        plan = make_plan(self._config.name, VERSION, task.signature, task.media, self._config.serving)
+        return _json(make_document(plan, version("torchmodel-operator")))
+
+    def _not_here(self, what: str) -> Handler:
+        async def refuse(request: web.Request) -> web.StreamResponse:
+            self._check_name(request)
+            raise RequestError(501, "NOT_IMPLEMENTED", catalogue.NOT_HERE[what])
+
+        return refuse
+
+    def _model(self) -> LoadedModel:
+        """RequestError 503 while it is loading."""
+        if self._server.model is None:
+            raise errors.unavailable(f"model {self._config.name!r} is still loading")
+        return self._server.model
 
     async def _ping(self, _: web.Request) -> web.Response:
         return self._say_ready({"status": "Healthy" if self._server.ready else "Unhealthy"})
@@ -180,8 +223,14 @@ class RestPort:
         return response
 
 
+class _IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Of POST /v2/repository/index (Triton, model repository extension)."""
+
+    ready: bool = False
+
+
 def _dialect_of(path: str) -> Dialect:
-    if path.startswith(("/predictions", "/ping")):
+    if path.startswith(("/predictions", "/ping", "/models", "/explanations", "/invocations")):
         return "torchserve"
     return "v1" if path.startswith("/v1") else "v2"
 
