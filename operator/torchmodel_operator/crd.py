@@ -1,7 +1,7 @@
 """Types → CustomResourceDefinition. `python -m torchmodel_operator.crd FILE…` writes it; nobody edits generated YAML.
 
 msgspec gives a JSON Schema with references; Kubernetes wants a structural one: inlined, without null, every default spelled
-out, so that `kubectl explain` reads well and the API server fills defaults. `spec.RULES` become x-kubernetes-validations.
+out, so that `kubectl explain` reads well and the API server fills defaults. `rules.RULES` become x-kubernetes-validations.
 Source of the form: Kubernetes "CustomResourceDefinition", structural schemas and validation rules.
 """
 
@@ -14,16 +14,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from torchmodel_operator.spec import (
-    GROUP,
-    KIND,
-    NAME_RULES,
-    PLURAL,
-    RULES,
-    VERSION,
-    TorchModelSpec,
-    TorchModelStatus,
-)
+from torchmodel_operator.rules import NAME_RULES, RULES
+from torchmodel_operator.spec import GROUP, KIND, PLURAL, VERSION, TorchModelSpec, TorchModelStatus
 
 Json = dict[str, Any]
 
@@ -197,7 +189,7 @@ def _draft4_bounds(node: Json) -> Json:
 
 
 def _with_rules(schema: Json) -> Json:
-    """Attach spec.RULES at their paths."""
+    """Attach rules.RULES at their paths."""
     for rule in RULES:
         node = schema
         for step in rule.path[1:]:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from torchmodel_runtime.config import (
     FETCH_CONFIG_VARIABLE,
+    GRPC_PORT,
     HTTP_PORT,
     SERVER_CONFIG_VARIABLE,
     CodeFile,
@@ -39,6 +40,8 @@ TERMINATION_MARGIN_S = 10
 """Beyond the drain timeout, for the server to close and exit by itself."""
 PROGRESS_MARGIN_S = 60
 """Beyond the startup timeout, for scheduling and pulling the image, before a rollout counts as stuck."""
+GRPC_APP_PROTOCOL = "kubernetes.io/h2c"
+"""HTTP/2 in clear text, for proxies that would otherwise guess. Source: Kubernetes, Service, "Application protocol"."""
 REVISIONS_KEPT = 2
 """Old ReplicaSets kept for `kubectl rollout undo`; each is an object in etcd."""
 
@@ -57,9 +60,19 @@ def make_service_account(model: Model) -> Manifest:
 
 
 def make_service(model: Model) -> Manifest:
-    """The address of the model inside the cluster, status.url."""
-    port = {"name": names.PORT_NAME, "port": 80, "protocol": "TCP", "targetPort": names.PORT_NAME}
-    spec = {"type": "ClusterIP", "selector": names.selector_labels(model.name), "ports": [port]}
+    """The address of the model inside the cluster, status.url; gRPC beside it where it is enabled."""
+    ports = [{"name": names.PORT_NAME, "port": 80, "protocol": "TCP", "targetPort": names.PORT_NAME}]
+    if model.spec.serving.grpc.enabled:
+        ports.append(
+            {
+                "name": names.GRPC_PORT_NAME,
+                "port": GRPC_PORT,
+                "protocol": "TCP",
+                "targetPort": names.GRPC_PORT_NAME,
+                "appProtocol": GRPC_APP_PROTOCOL,
+            }
+        )
+    spec = {"type": "ClusterIP", "selector": names.selector_labels(model.name), "ports": ports}
     return {**_head(model, "v1", "Service"), "spec": spec}
 
 
@@ -144,6 +157,7 @@ def make_server_config(model: Model) -> ServerConfig:
         serving=spec.serving,
         security=spec.security,
         port=HTTP_PORT,
+        grpc_port=GRPC_PORT,
         drain_delay_seconds=ENDPOINT_REMOVAL_S,
     )
 
@@ -214,7 +228,7 @@ def _make_server(model: Model, image: Manifest) -> Manifest:
         **image,
         "command": ["python", "-m", "torchmodel_runtime"],
         "env": [_make_variable(SERVER_CONFIG_VARIABLE, make_server_config(model)), _HOME],
-        "ports": [{"name": names.PORT_NAME, "containerPort": HTTP_PORT, "protocol": "TCP"}],
+        "ports": _make_container_ports(spec),
         "resources": _make_resources(spec, has_gpu=True),
         "securityContext": _CONTAINER_SECURITY,
         "startupProbe": {
@@ -234,6 +248,13 @@ def _make_server(model: Model, image: Manifest) -> Manifest:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
+
+
+def _make_container_ports(spec: TorchModelSpec) -> list[Manifest]:
+    ports: list[Manifest] = [{"name": names.PORT_NAME, "containerPort": HTTP_PORT, "protocol": "TCP"}]
+    if spec.serving.grpc.enabled:
+        ports.append({"name": names.GRPC_PORT_NAME, "containerPort": GRPC_PORT, "protocol": "TCP"})
+    return ports
 
 
 _HOME = {"name": "HOME", "value": "/tmp"}  # noqa: S108

@@ -28,6 +28,7 @@ LEASE = OPERATOR
 CONTAINER_SERVER = "server"
 CONTAINER_FETCHER = "fetcher"
 PORT_NAME = "http"
+GRPC_PORT_NAME = "grpc"
 VOLUME_CHECKPOINT = "checkpoint"
 VOLUME_TMP = "tmp"
 VOLUME_CREDENTIALS = "credentials"

@@ -1,14 +1,13 @@
 """The TorchModel resource as frozen types: the single source of the CRD, of parsing, and of `torchmodel run`.
 
-Field types carry range, default and description; `RULES` are the rules across fields, each as CEL for the API server and
-as the same check in Python for `torchmodel validate` and `run` (a test holds the two together). What only the operator
-can judge (its own consent to code, say) is checked in `parse_model` by the facts passed in. No I/O.
+Field types carry range, default and description; the rules across fields are in `rules`. What only the operator can judge
+(its own consent to code, say) is `consent`'s. No I/O.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -27,15 +26,13 @@ from torchmodel_runtime.config import (
 )
 
 from torchmodel_operator.errors import SpecError
+from torchmodel_operator.rules import MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULES, RULES
 
 GROUP = "serving.torchmodel.dev"
 VERSION = "v1alpha1"
 KIND = "TorchModel"
 PLURAL = "torchmodels"
 API_VERSION = f"{GROUP}/{VERSION}"
-
-MAX_NAME_LENGTH = 40
-"""Leaves room for the suffixes Kubernetes adds to pod names within a label's 63 characters."""
 
 Quantity = Annotated[
     str | int,
@@ -271,162 +268,16 @@ class TorchModelStatus(Document, frozen=True, kw_only=True):
     cold_start: Annotated[ColdStart | None, Meta(description="Where the time of the last start went, in seconds.")] = (
         None
     )
-    batching: Annotated[str, Meta(description="Whether requests share batches, and why not.")] = ""
-
-
-class Rule(NamedTuple):
-    """A rule across fields. `cel` is evaluated at `path` by the API server; `holds` is the same on the parsed spec."""
-
-    path: tuple[str, ...]
-    """Wire path below the resource's root, for example ("spec", "task")."""
-    cel: str
-    message: str
-    holds: Callable[[TorchModelSpec], bool]
-
-
-_OPTIONS = (
-    ("image-classification", "imageClassification"),
-    ("text-embedding", "textEmbedding"),
-    ("speech", "speech"),
-)
-
-
-def _option_rule(task_type: str, field: str) -> Rule:
-    attribute = re.sub(r"([A-Z])", r"_\1", field).lower()
-    return Rule(
-        ("spec", "task"),
-        f"!has(self.{field}) || self.type == '{task_type}'",
-        f"{field} has an effect only with type: {task_type}",
-        lambda spec: getattr(spec.task, attribute) is None or spec.task.type == task_type,
-    )
-
-
-_URI_PATTERN = r"^(s3|https?)://[^/]+/.|^file:///.|^file:[^/~]|^/."
-"""What a fetcher can open; file: without slashes is relative to the manifest, and nobody expands ~."""
-
-
-def _is_allowed_uri(uri: str) -> bool:
-    return re.search(_URI_PATTERN, uri) is not None
-
-
-def _declares_batch(spec: TorchModelSpec) -> bool:
-    signature = spec.signature
-    return signature is None or all(tensor.shape[0] == -1 for tensor in [*signature.inputs, *signature.outputs])
-
-
-def _has_unique_names(spec: TorchModelSpec) -> bool:
-    signature = spec.signature
-    return signature is None or all(
-        len({tensor.name for tensor in tensors}) == len(tensors) for tensors in (signature.inputs, signature.outputs)
-    )
-
-
-RULES: tuple[Rule, ...] = (
-    *(_option_rule(task_type, field) for task_type, field in _OPTIONS),
-    Rule(
-        ("spec",),
-        "has(self.signature) || (has(self.task) && self.task.type != 'tensor')",
-        "signature is needed with task.type: tensor; list inputs and outputs with name, datatype and shape",
-        lambda spec: spec.signature is not None or spec.task.type != "tensor",
-    ),
-    Rule(
-        ("spec",),
-        "!has(self.signature) || !has(self.task) || self.task.type == 'tensor'",
-        "signature has an effect only with task.type: tensor; the other types know their own",
-        lambda spec: spec.signature is None or spec.task.type == "tensor",
-    ),
-    Rule(
-        ("spec", "signature"),
-        "self.inputs.all(t, t.shape[0] == -1) && self.outputs.all(t, t.shape[0] == -1)",
-        "the first dimension of every input and output is the batch and must be -1",
-        _declares_batch,
-    ),
-    Rule(
-        ("spec", "signature"),
-        "self.inputs.all(t, self.inputs.exists_one(u, u.name == t.name)) && "
-        "self.outputs.all(t, self.outputs.exists_one(u, u.name == t.name))",
-        "names must be unique among the inputs, and among the outputs",
-        _has_unique_names,
-    ),
-    Rule(
-        ("spec", "checkpoint", "uri"),
-        f"self.matches('{_URI_PATTERN}')",
-        "must be s3://bucket/key, https://host/path, http://host/path or file:///path",
-        lambda spec: _is_allowed_uri(spec.checkpoint.uri),
-    ),
-    Rule(
-        ("spec", "checkpoint"),
-        "!has(self.credentials) || self.uri.matches('^(s3|https?)://')",
-        "credentials has no effect with a file: uri",
-        lambda spec: spec.checkpoint.credentials is None or not spec.checkpoint.uri.startswith(("file:", "/")),
-    ),
-    Rule(
-        ("spec", "checkpoint"),
-        "!has(self.format) || self.format != 'safetensors' || !has(self.key) || self.key == ''",
-        "key has no effect with format: safetensors, which nests nothing",
-        lambda spec: spec.checkpoint.format != "safetensors" or not spec.checkpoint.key,
-    ),
-    Rule(
-        ("spec", "serving", "batching"),
-        "!has(self.maxSize) || self.maxSize > 1 || !has(self.maxDelayMilliseconds) || self.maxDelayMilliseconds == 0",
-        "maxDelayMilliseconds has no effect with maxSize: 1, which switches batching off",
-        lambda spec: spec.serving.batching.max_size > 1 or spec.serving.batching.max_delay_milliseconds == 0,
-    ),
-    Rule(
-        ("spec",),
-        "!has(self.serving) || !has(self.serving.device) || self.serving.device != 'cpu' || !has(self.resources) || "
-        "!has(self.resources.gpu) || !has(self.resources.gpu.count) || self.resources.gpu.count == 0",
-        "resources.gpu.count has no effect with serving.device: cpu",
-        lambda spec: spec.serving.device != "cpu" or spec.resources.gpu.count == 0,
-    ),
-    Rule(
-        ("spec", "architecture", "source"),
-        "has(self.inline) != has(self.configMap)",
-        "exactly one of inline and configMap must be set",
-        lambda spec: (
-            (source := spec.architecture.source) is None or (source.inline is None) != (source.config_map is None)
+    batching: Annotated[
+        str,
+        Meta(
+            description="Whether requests share batches, and by how much a row's answer differed in company at the start; or "
+            "why they don't."
         ),
-    ),
-    Rule(
-        ("spec",),
-        "!has(self.architecture.source) || (has(self.security) && self.security.allowCodeExecution)",
-        "architecture.source is code that comes with the model and needs security.allowCodeExecution: true",
-        lambda spec: spec.architecture.source is None or spec.security.allow_code_execution,
-    ),
-    Rule(
-        ("spec",),
-        "!has(self.task) || !has(self.task.imageClassification) || !has(self.task.imageClassification.labels) || "
-        "size(self.task.imageClassification.labels) == 0 || !has(self.task.imageClassification.labelSet) || "
-        "self.task.imageClassification.labelSet == 'none'",
-        "task.imageClassification: give labels or labelSet, not both",
-        lambda spec: (
-            (options := spec.task.image_classification) is None or not options.labels or options.label_set == "none"
-        ),
-    ),
-    Rule(
-        ("spec",),
-        "!has(self.task) || !has(self.task.imageClassification) || "
-        "self.task.imageClassification.cropPixels <= self.task.imageClassification.resizePixels",
-        "task.imageClassification: cropPixels must be at most resizePixels",
-        lambda spec: (
-            (options := spec.task.image_classification) is None or options.crop_pixels <= options.resize_pixels
-        ),
-    ),
-)
-
-NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-"""A Service's name is a DNS label (RFC 1035), stricter than the names of custom resources."""
-
-NAME_RULES: tuple[tuple[str, str], ...] = (
-    (
-        f"size(self.metadata.name) <= {MAX_NAME_LENGTH}",
-        f"metadata.name: must be at most {MAX_NAME_LENGTH} characters",
-    ),
-    (
-        f"self.metadata.name.matches('{NAME_PATTERN}')",
-        "metadata.name: must be lower-case letters, digits and -, and start with a letter: it names a Service",
-    ),
-)
+    ] = ""
+    parallelism: Annotated[
+        str, Meta(description="Processes, workers and threads of each replica, and why so many.")
+    ] = ""
 
 
 class Model(NamedTuple):

@@ -7,11 +7,12 @@ of an older generation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from torchmodel_runtime.config import ModelReport
+from torchmodel_runtime.config import BatchingReport, BatchProof, ModelReport, ParallelismReport
 
 from torchmodel_operator import names
 from torchmodel_operator.diagnosis import Problem
@@ -85,6 +86,28 @@ def judge_model(facts: Facts) -> Verdict:
     return _describe_rollout(facts, facts.deployment, facts.wished_replicas)
 
 
+def describe_batching(report: BatchingReport) -> str:
+    """`up to 32 rows, padded; worst difference 2.4e-07 of 1e-05 allowed; why`, or `off: why`. `torchmodel run` says it too."""
+    if not report.enabled:
+        return f"off: {report.reason}"
+    parts = [f"up to {report.max_size} rows" + (", padded" if report.padding else "")]
+    worst = max((proof for proof in report.proofs if report.padding or not proof.padded), key=_used_share, default=None)
+    if worst is not None:
+        parts.append(
+            f"worst difference {worst.max_difference:.2g} of {worst.tolerance:.2g} allowed"
+            if worst.max_difference
+            else "no difference"
+        )
+    return "; ".join([*parts, report.reason] if report.reason else parts)
+
+
+def describe_parallelism(report: ParallelismReport) -> str:
+    """`2 processes x 1 worker x 1 thread: why`."""
+    counts = ((report.processes, "process", "es"), (report.workers, "worker", "s"), (report.threads, "thread", "s"))
+    product = " x ".join(f"{count} {word}{'' if count == 1 else plural}" for count, word, plural in counts)
+    return f"{product}: {report.reason}" if report.reason else product
+
+
 def parse_status(status: object) -> TorchModelStatus:
     """The status as last written; an empty one when it was written by another version and cannot be read."""
     try:
@@ -145,6 +168,13 @@ def _left_behind(facts: Facts) -> str:
     return f" ({_replicas(old)} of the previous revision still serving)" if old > 0 else ""
 
 
+def _used_share(proof: BatchProof) -> float:
+    """How much of what was allowed a row's answer differed by; what must be equal allows nothing."""
+    if not proof.tolerance:
+        return math.inf if proof.max_difference else 0.0
+    return proof.max_difference / proof.tolerance
+
+
 def _replicas(count: int) -> str:
     return "1 replica" if count == 1 else f"{count} replicas"
 
@@ -180,7 +210,6 @@ def _with_loaded(status: TorchModelStatus, facts: Facts) -> TorchModelStatus:
     """Add what is loaded: from the report, else as it was while the same generation serves, else nothing."""
     report, previous = facts.report, facts.previous
     if report is not None:
-        batching = report.batching
         return msgspec.structs.replace(
             status,
             checkpoint=LoadedCheckpoint(
@@ -192,7 +221,8 @@ def _with_loaded(status: TorchModelStatus, facts: Facts) -> TorchModelStatus:
             load_safety=report.load_safety,
             device=report.device,
             cold_start=report.cold_start,
-            batching=f"up to {batching.max_size} rows" if batching.enabled else f"off: {batching.reason}",
+            batching=describe_batching(report.batching),
+            parallelism=describe_parallelism(report.parallelism),
         )
     is_still_true = status.ready_replicas > 0 and (
         previous.observed_generation == facts.generation or not any(pod.is_ready for pod in facts.pods)
@@ -206,6 +236,7 @@ def _with_loaded(status: TorchModelStatus, facts: Facts) -> TorchModelStatus:
         device=previous.device,
         cold_start=previous.cold_start,
         batching=previous.batching,
+        parallelism=previous.parallelism,
     )
 
 

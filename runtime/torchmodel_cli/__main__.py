@@ -94,6 +94,12 @@ def _add_run(commands: Commands) -> None:
     run.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")
     run.add_argument("--port", type=_port, default=8080, help="port to serve on, 0 for any (default: %(default)s)")
     run.add_argument(
+        "--grpc-port",
+        type=_port,
+        metavar="PORT",
+        help="port for gRPC if the manifest enables it, 0 for any (default: 8081)",
+    )
+    run.add_argument(
         "--checkpoint", metavar="PATH_OR_URI", help="serve this instead of spec.checkpoint.uri; sha256 stays"
     )
     run.add_argument(
@@ -150,6 +156,7 @@ def _run(options: argparse.Namespace) -> int:
             name=options.name,
             host=options.host,
             port=options.port,
+            grpc_port=options.grpc_port,
             checkpoint=options.checkpoint,
             cache=options.cache,
             credentials=options.credentials,

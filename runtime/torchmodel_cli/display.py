@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from torchmodel_operator.status import describe_batching, describe_parallelism
 from torchmodel_runtime.config import Failure, ModelReport
 
 QUIET_INTERVAL_S = 5.0
@@ -72,12 +73,11 @@ def format_download(done_bytes: int, total_bytes: int | None, megabytes_per_s: f
 def format_ledger(report: ModelReport) -> list[str]:
     """What is loaded and where the time of the start went."""
     start = report.cold_start
-    batching = f"up to {report.batching.max_size} rows" if report.batching.enabled else "off"
-    reason = f" ({report.batching.reason})" if report.batching.reason else ""
     return [
         f"checkpoint  sha256:{report.sha256[:12]}, {format_size(report.size_bytes)}, {report.format}",
         f"safety      {report.load_safety}",
-        f"device      {report.device}, batching {batching}{reason}",
+        f"device      {report.device}, {describe_parallelism(report.parallelism)}",
+        f"batching    {describe_batching(report.batching)}",
         f"start       fetch {start.fetch_seconds:.2f} s, import {start.import_seconds:.2f} s, "
         f"load {start.load_seconds:.2f} s, warm-up {start.warm_up_seconds:.2f} s",
     ]

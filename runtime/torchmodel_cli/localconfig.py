@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from torchmodel_operator.manifests import make_fetch_config, make_server_config
 from torchmodel_operator.spec import Model, TorchModelSpec, parse_spec
-from torchmodel_runtime.config import CodeFile, FetchConfig, ServerConfig
+from torchmodel_runtime.config import GRPC_PORT, HTTP_PORT, CodeFile, FetchConfig, ServerConfig
 
 from torchmodel_cli.documents import LocatedDocument, format_path
 
@@ -32,7 +32,8 @@ class LocalOptions:
     """A fresh folder for receipt, code and termination log."""
     cache: Path
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = HTTP_PORT
+    grpc_port: int = GRPC_PORT
     checkpoint: str | None = None
     credentials: Path | None = None
 
@@ -91,6 +92,7 @@ def make_local_server_config(model: Model, options: LocalOptions, code: CodeFile
         drain_delay_seconds=0,
         host=options.host,
         port=options.port,
+        grpc_port=options.grpc_port,
     )
 
 

@@ -22,7 +22,16 @@ from typing import Any
 
 import msgspec
 from torchmodel_operator.errors import SpecError
-from torchmodel_runtime.config import EXIT_PERMANENT, EXIT_RETRYABLE, FetchConfig, ModelReport, ServerConfig
+from torchmodel_operator.spec import Model
+from torchmodel_runtime.config import (
+    EXIT_PERMANENT,
+    EXIT_RETRYABLE,
+    GRPC_PORT,
+    HTTP_PORT,
+    FetchConfig,
+    ModelReport,
+    ServerConfig,
+)
 from torchmodel_runtime.fetch import FetchError, FetchSettings, Progress, fetch
 
 from torchmodel_cli.bodies import BadUse
@@ -59,7 +68,9 @@ class RunOptions:
     manifest: Path
     name: str | None = None
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = HTTP_PORT
+    grpc_port: int | None = None
+    """None: `GRPC_PORT`, where the manifest enables gRPC."""
     checkpoint: str | None = None
     cache: Path | None = None
     credentials: Path | None = None
@@ -93,21 +104,35 @@ def make_documents(
     document: LocatedDocument, documents: list[LocatedDocument], options: RunOptions, state: Path
 ) -> tuple[FetchConfig, ServerConfig]:
     """What the fetcher and the server are told. Raises LocalError, SpecError."""
+    model = parse_local_model(document)
+    port = free_port(options.host, options.port)
     local = LocalOptions(
         folder=options.manifest.resolve().parent,
         state=state,
         cache=(options.cache or cache_folder() / "checkpoints").resolve(),
         host=options.host,
-        port=free_port(options.host, options.port),
+        port=port,
+        grpc_port=free_grpc_port(model, options, port),
         checkpoint=options.checkpoint,
         credentials=options.credentials.resolve() if options.credentials else None,
     )
-    model = parse_local_model(document)
     code = find_code(model.spec, documents)
     return make_local_fetch_config(model, local), make_local_server_config(model, local, code)
 
 
-def free_port(host: str, port: int) -> int:
+def free_grpc_port(model: Model, options: RunOptions, http_port: int) -> int:
+    """The port for gRPC, where the manifest enables it. Raises LocalError when it is taken, or given without effect."""
+    if not model.spec.serving.grpc.enabled:
+        if options.grpc_port is not None:
+            raise LocalError("--grpc-port has no effect without spec.serving.grpc.enabled: true in the manifest")
+        return GRPC_PORT
+    port = GRPC_PORT if options.grpc_port is None else options.grpc_port
+    if port == http_port:
+        raise LocalError(f"--port and --grpc-port are both {port}; HTTP and gRPC need a port each (0 is any)")
+    return free_port(options.host, port, "--grpc-port")
+
+
+def free_port(host: str, port: int, option: str = "--port") -> int:
     """The port, or any free one for 0. Raises LocalError when it is taken, before anything is fetched or loaded."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -117,7 +142,7 @@ def free_port(host: str, port: int) -> int:
             return int(probe.getsockname()[1])
     except OSError as error:
         reason = error.strerror or str(error)
-        raise LocalError(f"cannot serve on {host}:{port}: {reason}; choose another with --port (0 is any)") from None
+        raise LocalError(f"cannot serve on {host}:{port}: {reason}; choose another with {option} (0 is any)") from None
 
 
 def describe(document: LocatedDocument, fetch_config: FetchConfig, options: RunOptions) -> None:
@@ -153,8 +178,7 @@ def fetch_here(config: FetchConfig) -> None:
 
 def serve_here(config: ServerConfig, options: RunOptions, state: Path) -> int:
     """Start the server, say where it answers, and stay until it ends. Returns its exit code."""
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
-    endpoint = Endpoint(f"http://{f'[{host}]' if ':' in host else host}:{config.port}", config.name)
+    endpoint = Endpoint(f"http://{reachable_host(config)}:{config.port}", config.name)
     server = ServerProcess(config, options.manifest.resolve().parent, state, options.is_verbose)
     with draining_on_signals(server):
         try:
@@ -164,6 +188,12 @@ def serve_here(config: ServerConfig, options: RunOptions, state: Path) -> int:
             return explain_end(server)
         finally:
             server.kill()
+
+
+def reachable_host(config: ServerConfig) -> str:
+    """The host as a client on this machine writes it in an address."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
+    return f"[{host}]" if ":" in host else host
 
 
 def wait_ready(server: ServerProcess, endpoint: Endpoint, config: ServerConfig) -> None:
@@ -185,7 +215,8 @@ def stay(server: ServerProcess, endpoint: Endpoint, config: ServerConfig, option
         say(f"  {line}")
     if options.once is not None:
         return answer_once(server, endpoint, options.once)
-    say(f"\nserving at {endpoint.base}\n")
+    say(f"\nserving at {endpoint.base}")
+    say(f"gRPC at {reachable_host(config)}:{config.grpc_port}\n" if config.serving.grpc.enabled else "")
     for line in make_recipe(config, endpoint.base, find_sample(config, options.manifest.parent)):
         say(f"  {line}")
     say("\nCtrl-C ends it")

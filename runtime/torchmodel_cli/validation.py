@@ -8,14 +8,16 @@ by `spec.parse_spec`, which runs last as the judge.
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 from torchmodel_operator import crd
 from torchmodel_operator.errors import SpecError
-from torchmodel_operator.spec import API_VERSION, KIND, RULES, TorchModelSpec, check_name, parse_spec
+from torchmodel_operator.quantities import parse_quantity
+from torchmodel_operator.rules import RULES
+from torchmodel_operator.spec import API_VERSION, KIND, TorchModelSpec, check_name, parse_spec
 
 from torchmodel_cli.documents import (
     FieldPath,
@@ -43,13 +45,6 @@ METADATA_SCHEMA: dict[str, Any] = {
     | {name: {} for name in ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "selfLink")},
 }
 """The part of Kubernetes' ObjectMeta that a manifest may hold (Kubernetes API reference, ObjectMeta)."""
-
-QUANTITY = re.compile(r"([+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?")
-"""Kubernetes API reference, Quantity."""
-
-_FACTORS = {"": Decimal(1), "m": Decimal("0.001"), "k": Decimal(1000)}
-_FACTORS |= {unit: Decimal(1000) ** power for power, unit in enumerate("MGTPE", start=2)}
-_FACTORS |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)}
 
 
 class CheckedFile(NamedTuple):
@@ -183,23 +178,6 @@ def _check_uri(data: Any) -> list[Violation]:
     elif uri and "://" not in path and path == uri and not uri.startswith("/"):
         message = f"got {shown(uri)}, must be s3://bucket/key, https://host/path or, beside this manifest, file:{uri}"
     return [Violation(("spec", "checkpoint", "uri"), message)] if message else []
-
-
-def parse_quantity(value: object) -> Decimal | None:
-    """A Kubernetes quantity in its base unit; None when it is none."""
-    match = QUANTITY.fullmatch(str(value))
-    if match is None or isinstance(value, bool):
-        return None
-    number, unit = match[1], match[2] or ""
-    try:
-        amount = (
-            Decimal(number + unit)
-            if unit[:1] in ("e", "E") and unit not in _FACTORS
-            else Decimal(number) * _FACTORS[unit]
-        )
-    except InvalidOperation:
-        return None
-    return amount if amount >= 0 else None
 
 
 def _check_source(document: LocatedDocument) -> list[Problem]:

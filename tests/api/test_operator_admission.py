@@ -9,11 +9,14 @@ from testkit.control_plane import ApiError
 from testkit.manifests import DIGEST, REMOVED, a_model
 from testkit.operator_cluster import MODELS, Cluster
 from torchmodel_operator.errors import SpecError
-from torchmodel_operator.spec import RULES, parse_spec
+from torchmodel_operator.rules import RULES
+from torchmodel_operator.spec import parse_spec
 
 CODE = {"allowCodeExecution": True}
 IMAGES: dict[str, Any] = {"signature": REMOVED}
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [-1, 10]}
+SEQUENCE = {"inputs": [{**TENSOR, "shape": [-1, -1, 80]}]}
+PADDING = {"batching": {"padding": {"mask": "mask"}}}
 
 ACCEPTED: dict[str, dict[str, Any]] = {
     "the least": {},
@@ -31,6 +34,28 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "quantities as numbers and words": {"resources": {"requests": {"cpu": 1, "memory": "1Gi"}}},
     "any keyword argument": {"architecture": {"kwargs": {"a": [1, {"b": None}], "c": 1.5}}},
     "no replicas": {"replicas": 0},
+    "padded sequences": {"signature": SEQUENCE, "serving": PADDING},
+    "one input padded, another of fixed size": {
+        "signature": {
+            "inputs": [{**TENSOR, "shape": [-1, -1]}, {**TENSOR, "name": "c"}, {**TENSOR, "name": "d", "shape": [-1]}]
+        },
+        "serving": {"batching": {"padding": {"mask": "mask", "value": -1}}},
+    },
+    "gRPC with a size of its own": {"serving": {"grpc": {"enabled": True, "maxMessageBytes": 1024}}},
+    "traces": {"serving": {"telemetry": {"otlpEndpoint": "http://collector:4318", "traceRatio": 1}}},
+    "fewer elements in all than the default of JSON": {"serving": {"limits": {"maxElements": 1000}}},
+    "brain floats": {"signature": {"inputs": [{**TENSOR, "datatype": "BF16"}]}},
+    "as many threads as the limit begins": {
+        "serving": {"threads": 2, "workers": 1, "processes": 1},
+        "resources": {"limits": {"cpu": "1500m"}},
+    },
+    "workers that fill the limit": {
+        "serving": {"workers": 2, "processes": 2, "threads": 0},
+        "resources": {"limits": {"cpu": 4}},
+    },
+    "one thread of a small limit": {"serving": {"threads": 1}, "resources": {"limits": {"cpu": "100m"}}},
+    "threads without a limit": {"serving": {"threads": 64, "workers": 2}},
+    "one worker on a GPU": {"serving": {"workers": 1, "processes": 1}, "resources": {"gpu": {"count": 1}}},
 }
 
 BROKEN_RULES: dict[str, dict[str, Any]] = {
@@ -45,6 +70,31 @@ BROKEN_RULES: dict[str, dict[str, Any]] = {
     "credentials for a file": {"checkpoint": {"uri": "file:///x", "credentials": {"secretName": "s"}}},
     "a key in safetensors": {"checkpoint": {"format": "safetensors", "key": "model"}},
     "a delay without batches": {"serving": {"batching": {"maxSize": 1, "maxDelayMilliseconds": 5}}},
+    "padding without batches": {
+        "signature": SEQUENCE,
+        "serving": {"batching": {"maxSize": 1, "padding": {"mask": "mask"}}},
+    },
+    "padding for a task that knows its own": {**IMAGES, "task": {"type": "text-embedding"}, "serving": PADDING},
+    "padding without a length": {"serving": PADDING},
+    "padding of rows of rank one": {"signature": {"inputs": [{**TENSOR, "shape": [-1]}]}, "serving": PADDING},
+    "padding in two dimensions": {"signature": {"inputs": [{**TENSOR, "shape": [-1, -1, -1]}]}, "serving": PADDING},
+    "text for a module": {"signature": {"inputs": [{**TENSOR, "datatype": "BYTES"}]}},
+    "text from a module": {"signature": {"outputs": [{**TENSOR, "datatype": "BYTES"}]}},
+    "more elements in JSON than in all": {"serving": {"limits": {"maxElements": 1000, "maxJsonElements": 1001}}},
+    "a rank that the limits refuse": {"serving": {"limits": {"maxRank": 1}}},
+    "more inputs than the limits take": {
+        "signature": {"inputs": [TENSOR, {**TENSOR, "name": "z"}]},
+        "serving": {"limits": {"maxTensors": 1}},
+    },
+    "a message size without gRPC": {"serving": {"grpc": {"maxMessageBytes": 1024}}},
+    "a share of traces that go nowhere": {"serving": {"telemetry": {"traceRatio": 0.5}}},
+    "two workers on a GPU": {"serving": {"workers": 2}, "resources": {"gpu": {"count": 1}}},
+    "two processes on a GPU that is only named": {"serving": {"processes": 2, "device": "cuda"}},
+    "more threads than the limit": {"serving": {"threads": 3}, "resources": {"limits": {"cpu": "2"}}},
+    "more workers than the limit": {
+        "serving": {"threads": 2, "workers": 2, "processes": 1},
+        "resources": {"limits": {"cpu": "2500m"}},
+    },
     "a GPU for the CPU": {"serving": {"device": "cpu"}, "resources": {"gpu": {"count": 1}}},
     "code from two places": {
         "architecture": {"source": {"inline": "x", "configMap": {"name": "c"}}},
@@ -70,6 +120,17 @@ BROKEN_SCHEMA: dict[str, tuple[dict[str, Any], str]] = {
     "no class": ({"architecture": {"entrypoint": "torch.nn.Linear"}}, "spec.architecture.entrypoint"),
     "an unknown format": ({"checkpoint": {"format": "onnx"}}, "spec.checkpoint.format"),
     "an unknown datatype": ({"signature": {"inputs": [{**TENSOR, "datatype": "FLOAT"}]}}, "datatype"),
+    "a mask that is no name": (
+        {"signature": SEQUENCE, "serving": {"batching": {"padding": {"mask": "a b"}}}},
+        "spec.serving.batching.padding.mask",
+    ),
+    "padding without a mask": ({"signature": SEQUENCE, "serving": {"batching": {"padding": {}}}}, "mask"),
+    "a collector without a scheme": (
+        {"serving": {"telemetry": {"otlpEndpoint": "collector:4318"}}},
+        "spec.serving.telemetry.otlpEndpoint",
+    ),
+    "a share above one": ({"serving": {"telemetry": {"accessLogRatio": 2}}}, "spec.serving.telemetry.accessLogRatio"),
+    "an unknown limit": ({"serving": {"limits": {"maxDepth": 3}}}, "maxDepth"),
     "negative replicas": ({"replicas": -1}, "spec.replicas"),
     "a GPU resource without a domain": ({"resources": {"gpu": {"resource": "gpu"}}}, "spec.resources.gpu.resource"),
 }

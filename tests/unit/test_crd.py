@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from torchmodel_operator import crd
 from torchmodel_operator.errors import SpecError
-from torchmodel_operator.spec import RULES, parse_model, parse_spec
+from torchmodel_operator.rules import RULES
+from torchmodel_operator.spec import parse_model, parse_spec
 
 ROOT = Path(__file__).parents[2]
 

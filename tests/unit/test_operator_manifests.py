@@ -20,7 +20,8 @@ from torchmodel_operator.manifests import (
     make_server_config,
     revision_of,
 )
-from torchmodel_operator.spec import MAX_NAME_LENGTH, Model
+from torchmodel_operator.rules import MAX_NAME_LENGTH
+from torchmodel_operator.spec import Model
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGE = "registry/torchmodel-runtime:1"
@@ -47,6 +48,7 @@ CANONICAL: dict[str, dict[str, Any]] = {
         "serving": {"startupTimeoutSeconds": 601, "drainTimeoutSeconds": 90},
         "security": {"allowCodeExecution": True},
     },
+    "grpc": {"serving": {"grpc": {"enabled": True, "maxMessageBytes": 1048576}}},
     "image-classification-inline-code": {
         "signature": REMOVED,
         "task": {"type": "image-classification", "imageClassification": {"labels": ["rose", "tulip"]}},
@@ -150,6 +152,26 @@ def test_only_the_server_gets_the_gpu_and_the_pod_tolerates_its_taint() -> None:
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_grpc_has_its_port_on_pod_and_service_only_where_it_is_enabled(enabled: bool) -> None:
+    children = children_of(a_parsed_model(serving={"grpc": {"enabled": enabled}}))
+    (server,) = children["Deployment"]["spec"]["template"]["spec"]["containers"]
+    container_ports = {port["name"]: port["containerPort"] for port in server["ports"]}
+    service_ports = {port["name"]: port["port"] for port in children["Service"]["spec"]["ports"]}
+    assert container_ports == {"http": 8080} | ({"grpc": 8081} if enabled else {})
+    assert service_ports == {"http": 80} | ({"grpc": 8081} if enabled else {})
+
+
+def test_both_containers_can_write_their_tmp_and_nothing_else_of_the_image() -> None:
+    """Sibling processes of the server have their sockets there."""
+    pod = pod_of(a_parsed_model())
+    assert {"name": "tmp", "emptyDir": {}} in pod["volumes"]
+    for container in pod["initContainers"] + pod["containers"]:
+        assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert {"name": "HOME", "value": "/tmp"} in container["env"]
+
+
 def test_the_kubelet_finds_nothing_to_expand_in_the_documents() -> None:
     code = "price = '$(HOME) $$ $'"
     model = a_parsed_model(
@@ -176,6 +198,7 @@ def test_documents_are_what_the_runtime_reads() -> None:
         pytest.param({"replicas": 2}, False, id="scaling starts no new revision"),
         pytest.param({"checkpoint": {"sha256": DIGEST}}, True, id="another digest does"),
         pytest.param({"serving": {"batching": {"maxSize": 8}}}, True, id="another batch size does"),
+        pytest.param({"serving": {"grpc": {"enabled": True}}}, True, id="gRPC does"),
     ],
 )
 def test_revisions(changes: dict[str, Any], is_new_revision: bool) -> None:

@@ -11,8 +11,16 @@ from testkit.manifests import DIGEST, a_pod
 from torchmodel_operator.diagnosis import Problem
 from torchmodel_operator.observed import DeploymentFacts, observe_pod
 from torchmodel_operator.spec import TorchModelStatus
-from torchmodel_operator.status import Facts, derive_status, is_same, parse_status, render_status
-from torchmodel_runtime.config import BatchingReport, ColdStart, ModelReport
+from torchmodel_operator.status import (
+    Facts,
+    derive_status,
+    describe_batching,
+    describe_parallelism,
+    is_same,
+    parse_status,
+    render_status,
+)
+from torchmodel_runtime.config import BatchingReport, BatchProof, ColdStart, ModelReport, ParallelismReport
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
 REPORT = ModelReport(
@@ -24,6 +32,7 @@ REPORT = ModelReport(
     device="cpu",
     cold_start=ColdStart(fetch_seconds=1.0, import_seconds=2.0, load_seconds=0.1, warm_up_seconds=0.2),
     batching=BatchingReport(enabled=True, max_size=32, reason=""),
+    parallelism=ParallelismReport(processes=1, workers=2, threads=1, reason="measured"),
 )
 PROBLEM = Problem("ChecksumMismatch", "got a, must be b", "correct spec.checkpoint.sha256.")
 
@@ -135,6 +144,69 @@ def test_what_is_loaded_comes_from_the_report() -> None:
     assert status.checkpoint is not None
     assert (status.checkpoint.sha256, status.checkpoint.short_sha256) == (DIGEST, DIGEST[:12])
     assert (status.load_safety, status.device, status.batching) == ("weights-only", "cpu", "up to 32 rows")
+    assert status.parallelism == "1 process x 2 workers x 1 thread: measured"
+
+
+def a_proof(difference: float, tolerance: float = 1e-5, *, padded: bool = False) -> BatchProof:
+    return BatchProof(rows=32, padded=padded, max_difference=difference, tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        pytest.param(
+            BatchingReport(enabled=True, max_size=32, reason="", proofs=[a_proof(1e-7), a_proof(2.4e-7)]),
+            "up to 32 rows; worst difference 2.4e-07 of 1e-05 allowed",
+            id="the worst of several sizes",
+        ),
+        pytest.param(
+            BatchingReport(
+                enabled=True, max_size=8, reason="", padding=True, proofs=[a_proof(2e-7), a_proof(3e-7, padded=True)]
+            ),
+            "up to 8 rows, padded; worst difference 3e-07 of 1e-05 allowed",
+            id="padding counts where it is used",
+        ),
+        pytest.param(
+            BatchingReport(
+                enabled=True,
+                max_size=8,
+                reason="padding is off: output 'y' differs by up to 0.5 (tolerance 1e-05)",
+                proofs=[a_proof(2e-7), a_proof(0.5, padded=True)],
+            ),
+            "up to 8 rows; worst difference 2e-07 of 1e-05 allowed; padding is off: output 'y' differs by up to 0.5 "
+            "(tolerance 1e-05)",
+            id="padding that failed has its figures in the reason",
+        ),
+        pytest.param(
+            BatchingReport(enabled=True, max_size=4, reason="", proofs=[a_proof(9e-4, 1e-2), a_proof(9e-6)]),
+            "up to 4 rows; worst difference 9e-06 of 1e-05 allowed",
+            id="the worst is the nearest to what was allowed",
+        ),
+        pytest.param(
+            BatchingReport(enabled=True, max_size=4, reason="", proofs=[a_proof(0.0), a_proof(0.0, 0.0)]),
+            "up to 4 rows; no difference",
+            id="answers that were equal",
+        ),
+        pytest.param(
+            BatchingReport(
+                enabled=False,
+                max_size=1,
+                reason="rows influence each other: output 'y' of a row differs by up to 0.3 (tolerance 1e-05)",
+                proofs=[a_proof(0.3)],
+            ),
+            "off: rows influence each other: output 'y' of a row differs by up to 0.3 (tolerance 1e-05)",
+            id="off, with the figures",
+        ),
+    ],
+)
+def test_batching_is_said_with_its_figures(report: BatchingReport, words: str) -> None:
+    assert describe_batching(report) == words
+
+
+def test_parallelism_is_said_with_its_reason() -> None:
+    report = ParallelismReport(processes=2, workers=1, threads=1, reason="a row takes 3 µs")
+    assert describe_parallelism(report) == "2 processes x 1 worker x 1 thread: a row takes 3 µs"
+    assert describe_parallelism(ParallelismReport()) == "1 process x 1 worker x 1 thread"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +222,7 @@ def test_without_a_report_the_digest_stays_while_it_is_true(changes: dict[str, A
     before = derive_status(facts(), NOW)
     status = derive_status(facts(report=None, previous=before, **changes), LATER)
     assert (status.checkpoint == before.checkpoint) is is_kept
+    assert (status.parallelism == before.parallelism) is is_kept
 
 
 def test_transition_times_move_with_the_status_of_a_condition_only() -> None:
