@@ -39,7 +39,7 @@ def is_heavy(call: Call, plan: Plan) -> bool:
     size = len(call.body)
     if size <= HEAVY_COMPRESSED_BYTES:
         return False
-    if inflate.is_compressed(call):
+    if "Content-Encoding" in call.headers:
         return True
     if size <= HEAVY_JSON_BYTES:
         return False
@@ -53,10 +53,11 @@ def is_heavy(call: Call, plan: Plan) -> bool:
 
 def decode_request(call: Call, plan: Plan) -> Decoded:
     """Parse and check a body; RequestError 400, 406, 413 or 415 says what does not fit the model's signature and limits."""
-    if inflate.is_compressed(call):
+    headers = call.headers
+    if "Content-Encoding" in headers:
         call = replace(call, body=inflate.inflate_body(call, plan.max_bytes))
     decoded = _decode_body(call, plan)
-    if "Accept" in call.headers and not decoded.has_own_form:
+    if "Accept" in headers and not decoded.has_own_form:
         decoded.form = choose_form(call.headers, call.dialect, plan, decoded)
     return decoded
 

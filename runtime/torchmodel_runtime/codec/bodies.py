@@ -93,7 +93,7 @@ def taken_types(dialect: Dialect, plan: Plan) -> list[str]:
 def check_looks_like_json(call: Call, plan: Plan) -> None:
     """RequestError 400 that says what the body looks like, when it begins like no JSON document."""
     body = call.body
-    if body[:1] in (b"{", b"[") or JSON_LENGTH in call.headers:
+    if body.startswith((b"{", b"[")) or JSON_LENGTH in call.headers:
         return
     begin = body[:64].lstrip()[:1]
     if begin in (b"{", b"["):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from torchmodel_runtime.config import Signature, TensorSpec
@@ -16,9 +16,11 @@ Form = Literal["json", "binary", "npy", "safetensors"]
 """Of an answer: the dialect's own JSON, V2 with binary tensors, or a file of arrays."""
 
 
-@dataclass(slots=True)
-class Decoded:
-    """A request of any dialect: the inputs in the signature's order, and what the answer must repeat."""
+class Decoded(msgspec.Struct):
+    """A request of any dialect: the inputs in the signature's order, and what the answer must repeat.
+
+    A msgspec struct, never encoded: it is made for each request, in a third of the time of a dataclass.
+    """
 
     inputs: Arrays
     id: str | None = None
@@ -26,13 +28,13 @@ class Decoded:
     """Names of the outputs asked for; None: all."""
     is_medium: bool = False
     """The body was the one element itself: an image, a recording, a text."""
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = {}
     """Request parameters of V2, as given."""
     form: Form = "json"
     """What the answer is to be written as."""
     has_own_form: bool = False
     """The body itself says so, and the `Accept` header is not asked: V2's `binary_data_output` and `binary_data`."""
-    binary_by_output: dict[str, bool] = field(default_factory=dict)
+    binary_by_output: dict[str, bool] = {}
     """V2's `binary_data` of each output asked for, where it differs from what `form` says."""
 
 

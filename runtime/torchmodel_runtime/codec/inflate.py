@@ -20,11 +20,6 @@ _ZLIB = zlib.MAX_WBITS
 _RAW = -zlib.MAX_WBITS
 
 
-def is_compressed(call: Call) -> bool:
-    """True when the client names an encoding at all."""
-    return "Content-Encoding" in call.headers
-
-
 def inflate_body(call: Call, max_bytes: int) -> bytes:
     """The body as it was before it was compressed.
 

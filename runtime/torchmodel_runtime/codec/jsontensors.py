@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import types
 from typing import Any
 
@@ -29,6 +30,8 @@ _SMALL = 1024
 
 _PIECE_BYTES = 1 << 20
 
+_FP32 = NUMPY_DTYPES["FP32"]
+
 
 def _element_type(datatype: str) -> Any:
     if datatype in FLOATS:
@@ -46,6 +49,10 @@ def decode_data(where: str, data: msgspec.Raw | bytes, spec: TensorSpec) -> np.n
     if not 1 <= depth <= MAX_DEPTH:
         raise invalid(f"{where}: data must be a JSON array of at most {MAX_DEPTH} levels")
     values = decode_json(_data_decoders[datatype, depth], data, where, ": data")
+    if datatype == "FP32" and depth <= 2:
+        row = values if depth == 1 else values[0] if len(values) == 1 else []
+        if 0 < len(row) <= _SMALL:
+            return _pack_row(where, row, depth)
     try:
         array = _to_array(values, NUMPY_DTYPES[datatype])
     except OverflowError:
@@ -57,9 +64,18 @@ def decode_data(where: str, data: msgspec.Raw | bytes, spec: TensorSpec) -> np.n
     return array
 
 
-@np.errstate(
-    over="ignore"
-)  # an overflow shows as infinity, which is looked for; the decorator is cheaper than the block
+def _pack_row(where: str, row: list[float], depth: int) -> np.ndarray:
+    """One short row of FP32, the commonest request, in a third of the time: struct finds overflows by itself."""
+    try:
+        packed = struct.pack(f"<{len(row)}f", *row)
+    except OverflowError:
+        raise invalid(f"{where}: a value is out of the range of FP32") from None
+    array = np.frombuffer(packed, _FP32)
+    return array if depth == 1 else array.reshape(1, -1)
+
+
+# an overflow shows as infinity, which is looked for; the decorator is cheaper than the block
+@np.errstate(over="ignore")
 def _to_array(values: list[Any], dtype: np.dtype[Any]) -> np.ndarray:
     return np.array(values, dtype)
 

@@ -35,7 +35,9 @@ def check_tensors(count: int, limits: Limits) -> None:
 
 def check_elements(shapes: Sequence[Sequence[int]], limits: Limits) -> None:
     """RequestError 413 for shapes that together hold more elements than are taken; Python's integers do not overflow."""
-    elements = sum(math.prod(shape) for shape in shapes)
+    elements = 0
+    for shape in shapes:
+        elements += math.prod(shape)
     if elements > limits.max_elements:
         raise too_large(
             f"inputs: {elements} elements, at most {limits.max_elements} are taken (serving.limits.maxElements)"

@@ -34,6 +34,9 @@ class _Base64(msgspec.Struct, forbid_unknown_fields=True):
     b64: str
 
 
+_LIST = re.compile(rb"\s*\[")
+_OBJECT = re.compile(rb"\s*\{")
+_OBJECTS = re.compile(rb"\s*\[\s*\{")
 _EMPTY_LIST = re.compile(rb"\s*\[\s*\]")
 _FIRST_IS_B64 = re.compile(rb'\s*\[\s*\{\s*"b64"\s*:')
 
@@ -48,7 +51,7 @@ def decode(call: Call, plan: Plan) -> Decoded:
     body = call.body
     check_json_elements(body, plan.limits)
     parameters = None
-    if call.dialect == "torchserve" and _begins_with(body, b"["):
+    if call.dialect == "torchserve" and _LIST.match(body):
         instances, columns = msgspec.Raw(body), _ABSENT
     else:
         request: _PredictRequest = decode_json(_predict_decoder, body)
@@ -68,14 +71,12 @@ def decode(call: Call, plan: Plan) -> Decoded:
 
 def _decode_instances(instances: msgspec.Raw, plan: Plan) -> Arrays:
     """Rows: plain values for a model of one input, objects by input name for any model, `{"b64": ...}` for BYTES."""
-    if not _begins_with(instances, b"["):
+    if not _LIST.match(instances):
         raise invalid("instances: must be a list of rows")
     if _EMPTY_LIST.match(instances):
         raise invalid("instances: must hold at least one row")
     only = plan.only
-    if not _begins_with(instances, b"[", b"{") or (
-        only and only.datatype == "BYTES" and _FIRST_IS_B64.match(instances)
-    ):
+    if not _OBJECTS.match(instances) or (only and only.datatype == "BYTES" and _FIRST_IS_B64.match(instances)):
         if only is None:
             names = list(plan.inputs)
             raise invalid(f"instances: this model has several inputs, each row must be an object with {names}")
@@ -100,7 +101,7 @@ def _decode_instances(instances: msgspec.Raw, plan: Plan) -> Arrays:
 
 def _decode_columns(columns: msgspec.Raw, plan: Plan) -> Arrays:
     """Tensors by name, or the one tensor of a model of one input."""
-    if _begins_with(columns, b"{"):
+    if _OBJECT.match(columns):
         named: dict[str, msgspec.Raw] = decode_json(_object_decoder, columns, "inputs")
         check_names("inputs", named, plan.signature.inputs)
         return [decode_tensor(f"input {name!r}", named[name], spec, plan) for name, spec in plan.inputs.items()]
@@ -119,11 +120,6 @@ def decode_tensor(where: str, data: msgspec.Raw | bytes, spec: TensorSpec, plan:
     check_rank(where, array.ndim, plan.limits)
     check_shape(where, array.shape, spec)
     return array
-
-
-def _begins_with(data: msgspec.Raw | bytes, *characters: bytes) -> bool:
-    """True when these are the first characters of the JSON, white space aside."""
-    return re.match(rb"\s*" + rb"\s*".join(re.escape(character) for character in characters), data) is not None
 
 
 _encode = msgspec.json.Encoder().encode

@@ -57,7 +57,7 @@ def decode(call: Call, plan: Plan) -> Decoded:
     """An infer request; RequestError 400 or 413 says what does not fit the signature or the limits."""
     length = call.headers.get(JSON_LENGTH)
     document: bytes | memoryview = call.body
-    binary = memoryview(b"")
+    binary: bytes | memoryview = b""
     if length is not None:
         document, binary = split_body(call.body, length)
         if not document:
@@ -69,7 +69,7 @@ def decode(call: Call, plan: Plan) -> Decoded:
     check_elements([tensor.shape for tensor in tensors], plan.limits)
     pieces = _binary_pieces(tensors, binary)
     only = plan.only
-    if only is not None and len(tensors) == 1 and tensors[0].name == only.name:
+    if only is not None and len(tensors) == 1 and tensors[0].name == only.name:  # spares most requests the tables
         inputs = [_decode_tensor(tensors[0], only, pieces[0], plan)]
     else:
         inputs = _decode_by_name(tensors, pieces, plan)
@@ -97,9 +97,9 @@ def split_body(body: bytes, length: str) -> tuple[memoryview, memoryview]:
     return view[:size], view[size:]
 
 
-def _binary_pieces(tensors: list[_InputTensor], binary: memoryview) -> list[memoryview | None]:
+def _binary_pieces(tensors: list[_InputTensor], binary: bytes | memoryview) -> list[bytes | memoryview | None]:
     """The bytes of each tensor that has its data in binary form; together they must use up the binary part."""
-    pieces: list[memoryview | None] = []
+    pieces: list[bytes | memoryview | None] = []
     position = 0
     for tensor in tensors:
         size = tensor.parameters.get("binary_data_size") if tensor.parameters else None
@@ -125,7 +125,7 @@ def _binary_pieces(tensors: list[_InputTensor], binary: memoryview) -> list[memo
     return pieces
 
 
-def _decode_by_name(tensors: list[_InputTensor], pieces: list[memoryview | None], plan: Plan) -> Arrays:
+def _decode_by_name(tensors: list[_InputTensor], pieces: list[bytes | memoryview | None], plan: Plan) -> Arrays:
     given = {tensor.name: (tensor, piece) for tensor, piece in zip(tensors, pieces, strict=True)}
     if len(given) != len(tensors):
         raise invalid(f"inputs: each name may appear once, got {[tensor.name for tensor in tensors]}")
@@ -133,7 +133,7 @@ def _decode_by_name(tensors: list[_InputTensor], pieces: list[memoryview | None]
     return [_decode_tensor(given[name][0], spec, given[name][1], plan) for name, spec in plan.inputs.items()]
 
 
-def _decode_tensor(tensor: _InputTensor, spec: TensorSpec, piece: memoryview | None, plan: Plan) -> np.ndarray:
+def _decode_tensor(tensor: _InputTensor, spec: TensorSpec, piece: bytes | memoryview | None, plan: Plan) -> np.ndarray:
     where = f"input {spec.name!r}"
     shape = tensor.shape
     if tensor.datatype != spec.datatype:
@@ -147,16 +147,16 @@ def _decode_tensor(tensor: _InputTensor, spec: TensorSpec, piece: memoryview | N
         raise invalid(f"{where}: has no data; send a JSON array as data, or bytes and binary_data_size")
     check_shape(where, shape, spec)
     array = decode_data(where, tensor.data, spec)
+    if array.shape == tuple(shape):
+        return array
     if array.size != math.prod(shape):
         raise invalid(f"{where}: shape {shape} means {math.prod(shape)} elements, data has {array.size}")
-    if array.ndim == len(shape) and list(array.shape) == shape:
-        return array
     if array.ndim > 1:
         raise invalid(f"{where}: data is nested as {list(array.shape)}, shape says {shape}")
     return array.reshape(shape)
 
 
-def _decode_raw_mode(body: memoryview, plan: Plan) -> Decoded:
+def _decode_raw_mode(body: bytes | memoryview, plan: Plan) -> Decoded:
     """The body is the one input; its size says the one dimension that is not known.
 
     BYTES: one element, without a length. Otherwise whole rows; where a row has a variable dimension it is one row.
