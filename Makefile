@@ -15,7 +15,7 @@ help:  ## this list
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt -e '.[operator,runtime,tracing,dev,examples]'
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt -e '.[operator,runtime,grpc,tracing,dev,examples]'
 	@touch $@
 
 demo: $(STAMP)  ## serve a real image model from its manifest and classify a photograph

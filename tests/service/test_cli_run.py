@@ -243,6 +243,37 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(tmp_path: Path) 
     assert time.monotonic() - started_s < 5
 
 
+GRPC = "  serving: {grpc: {enabled: true}}\n"
+
+
+@pytest.mark.parametrize(
+    ("rest", "options", "said"),
+    [
+        pytest.param("", ("--grpc-port", "0"), "--grpc-port has no effect without", id="gRPC is not enabled"),
+        pytest.param(
+            GRPC, ("--grpc-port", "TAKEN"), "already in use; choose another with --grpc-port", id="it is taken"
+        ),
+        pytest.param(
+            GRPC, ("--port", "FREE", "--grpc-port", "FREE"), "--port and --grpc-port are both", id="it is HTTP's"
+        ),
+    ],
+)
+def test_a_grpc_port_that_cannot_be_is_said_before_anything_is_loaded(
+    rest: str, options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free.bind(("127.0.0.1", 0))
+        ports = {"TAKEN": str(taken.getsockname()[1]), "FREE": str(free.getsockname()[1])}
+        free.close()
+        manifest = write_manifest(tmp_path, rest=rest)
+        given = [ports.get(option, option) for option in options]
+        done = run(tmp_path, "run", manifest, *(given if "--port" in given else ["--port", "0", *given]))
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
 def test_a_manifest_with_mistakes_is_not_run(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path, rest="  replicas: -1\n  gpu: 1\n")
     done = run(tmp_path, "run", manifest)

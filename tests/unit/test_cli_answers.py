@@ -8,8 +8,15 @@ from torchmodel_cli.answers import format_answer
 from torchmodel_cli.bodies import BadUse, make_body
 from torchmodel_cli.child import loud_text
 from torchmodel_cli.client import parse_endpoint
-from torchmodel_cli.display import format_download, format_failure, format_size
-from torchmodel_runtime.config import Failure
+from torchmodel_cli.display import format_download, format_failure, format_ledger, format_size
+from torchmodel_runtime.config import (
+    BatchingReport,
+    BatchProof,
+    ColdStart,
+    Failure,
+    ModelReport,
+    ParallelismReport,
+)
 
 TENSOR: list[dict[str, Any]] = [{"name": "x", "datatype": "FP32", "shape": [-1, 10]}]
 IMAGE: list[dict[str, Any]] = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
@@ -158,6 +165,29 @@ def test_a_download_shows_how_far_it_is() -> None:
 def test_a_failure_reads_as_cause_and_next_step() -> None:
     failure = Failure(reason="ChecksumMismatch", message="expected a, found b", next_step="Find out who changed it.")
     assert format_failure(failure) == "ChecksumMismatch: expected a, found b\nnext step: Find out who changed it."
+
+
+def test_what_is_loaded_is_said_with_the_proof_and_the_plan() -> None:
+    report = ModelReport(
+        sha256="5793" * 16,
+        uri="file:///model.pth",
+        size_bytes=1536,
+        format="state-dict",
+        load_safety="weights-only",
+        device="cpu",
+        cold_start=ColdStart(fetch_seconds=0.01, import_seconds=1, load_seconds=0.02, warm_up_seconds=0.5),
+        batching=BatchingReport(
+            enabled=True, max_size=32, reason="", proofs=[BatchProof(rows=32, max_difference=2.4e-7, tolerance=1e-5)]
+        ),
+        parallelism=ParallelismReport(processes=2, reason="a row takes 3 µs"),
+    )
+    assert format_ledger(report) == [
+        "checkpoint  sha256:579357935793, 1.5 KiB, state-dict",
+        "safety      weights-only",
+        "device      cpu, 2 processes x 1 worker x 1 thread: a row takes 3 µs",
+        "batching    up to 32 rows; worst difference 2.4e-07 of 1e-05 allowed",
+        "start       fetch 0.01 s, import 1.00 s, load 0.02 s, warm-up 0.50 s",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,12 @@ def test_a_relative_file_starts_at_the_manifest(uri: str, expected: str) -> None
 
 def test_the_documents_are_those_of_a_cluster_but_for_places() -> None:
     model = parse_local_model(only(LINEAR))
-    fetch = make_local_fetch_config(model, options(port=9000))
-    server = make_local_server_config(model, options(port=9000), None)
+    fetch = make_local_fetch_config(model, options(port=9000, grpc_port=9001))
+    server = make_local_server_config(model, options(port=9000, grpc_port=9001), None)
     assert fetch.uri == "file:///m/model.pth"
     assert fetch.cache is None, "what is on this disk is verified in place"
     assert fetch.destination == server.checkpoint_folder == "/s/checkpoint"
-    assert (server.name, server.host, server.port) == ("linear", "127.0.0.1", 9000)
+    assert (server.name, server.host, server.port, server.grpc_port) == ("linear", "127.0.0.1", 9000, 9001)
     assert server.signature == model.spec.signature
     assert server.drain_delay_seconds == 0
 

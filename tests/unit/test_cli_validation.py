@@ -96,6 +96,26 @@ def added(text: str) -> str:
             id="a rule across fields",
         ),
         pytest.param(
+            added("  serving:\n    grpc: {maxMessageBytes: 1024}\n"),
+            "m.yaml:17: spec.serving.grpc: maxMessageBytes has an effect only with enabled: true",
+            id="a field that another switches off",
+        ),
+        pytest.param(
+            added("  serving: {batching: {padding: {mask: mask}}}\n"),
+            "m.yaml:5: spec: serving.batching.padding needs an input whose second dimension, the length, is -1, such as shape: ",
+            id="padding of what has no length",
+        ),
+        pytest.param(
+            added("  serving: {threads: 3}\n  resources: {limits: {cpu: 2}}\n"),
+            "m.yaml:5: spec: serving: threads x workers x processes must be at most resources.limits.cpu, rounded up",
+            id="more threads than the CPU limit feeds",
+        ),
+        pytest.param(
+            added("  serving: {telemetry: {otlpEndpoint: collector}}\n"),
+            "m.yaml:16: spec.serving.telemetry.otlpEndpoint: got 'collector', must match ^(https?://.+)?$; openTelemetry collector",
+            id="a collector that is no URL",
+        ),
+        pytest.param(
             GOOD.replace("  signature", SOURCE + "  signature", 1),
             "m.yaml:15: spec.architecture.source.inline: line 3 is not Python: ",
             id="Python in the manifest that does not parse, on its own line",
