@@ -2,7 +2,9 @@
 
 Each rule is CEL for the API server (`crd` puts it into the schema) and the same check in Python for the operator,
 `torchmodel validate` and `run`; a test holds the two together. The API server fills defaults before it evaluates, so a field
-with a default is there whenever its parent is. A value that equals its default counts as not given. Pure.
+with a default is there whenever its parent is. Only a rule at an object that is itself a default ({}) must ask with has():
+the API server evaluates it once on that bare default, when the CRD is created. A value that equals its default counts as not
+given. Pure.
 """
 
 from __future__ import annotations
@@ -197,7 +199,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("spec", "serving", "limits"),
-        f"self.maxJsonElements <= self.maxElements || self.maxJsonElements == {Limits().max_json_elements}",
+        "!has(self.maxJsonElements) || self.maxJsonElements <= self.maxElements || "
+        f"self.maxJsonElements == {Limits().max_json_elements}",
         "maxJsonElements has no effect above maxElements, which counts tensors in every form",
         lambda spec: (
             (limits := spec.serving.limits).max_json_elements <= limits.max_elements
@@ -213,13 +216,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("spec", "serving", "grpc"),
-        f"self.enabled || self.maxMessageBytes == {Grpc().max_message_bytes}",
+        f"!has(self.maxMessageBytes) || self.enabled || self.maxMessageBytes == {Grpc().max_message_bytes}",
         "maxMessageBytes has an effect only with enabled: true",
         lambda spec: (grpc := spec.serving.grpc).enabled or grpc.max_message_bytes == Grpc().max_message_bytes,
     ),
     Rule(
         ("spec", "serving", "telemetry"),
-        f"self.otlpEndpoint != '' || self.traceRatio == {Telemetry().trace_ratio}",
+        f"!has(self.traceRatio) || self.otlpEndpoint != '' || self.traceRatio == {Telemetry().trace_ratio}",
         "traceRatio has no effect without otlpEndpoint, where the traces go",
         lambda spec: (
             (telemetry := spec.serving.telemetry).otlp_endpoint != ""
@@ -236,8 +239,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("spec",),
         "!has(self.resources.limits.cpu) || !isQuantity(string(self.resources.limits.cpu)) || "
-        "[[1, self.serving.threads].max() * [1, self.serving.workers].max() * [1, self.serving.processes].max()]"
-        ".all(busy, busy <= 1 || quantity(string(busy - 1)).isLessThan(quantity(string(self.resources.limits.cpu))))",
+        "(self.serving.threads <= 1 && self.serving.workers <= 1 && self.serving.processes <= 1) || "
+        "double((self.serving.threads > 1 ? self.serving.threads : 1) * (self.serving.workers > 1 ? self.serving.workers : 1) * "
+        "(self.serving.processes > 1 ? self.serving.processes : 1) - 1) < "
+        "quantity(string(self.resources.limits.cpu)).asApproximateFloat()",
         "serving: threads x workers x processes must be at most resources.limits.cpu, rounded up; more are throttled together",
         _fits_cpu_limit,
     ),
