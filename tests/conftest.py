@@ -1,6 +1,8 @@
 """What holds for every test: with TORCHMODEL_NO_SKIPS set, as in CI, a skipped test is a failure."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,6 +10,14 @@ from hypothesis import HealthCheck, settings
 # a property is about answers, not about how busy the machine is
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """The engine has its thread flush denormals; a test that runs it in pytest's own must not leave that to hypothesis."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_flush_denormal(False)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

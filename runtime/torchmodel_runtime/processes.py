@@ -36,6 +36,8 @@ LONGEST_PAUSE_S = 60.0
 """A sibling that ends is started again, after twice as long each time."""
 STEADY_S = 60.0
 """One that lived so long starts again with the first pause."""
+_ENDED_WELL = (0, -signal.SIGTERM)
+"""Drained; or told to end before it had a handler for that, which is long before it opens the port and has anything to lose."""
 ASK_S = 0.5
 """A sibling that does not say its metrics in this time is counted with what it said last: sums must not fall and rise again."""
 
@@ -104,7 +106,7 @@ class Siblings:
         finally:
             for task in self._tasks:
                 task.cancel()
-        return all(code == 0 for code in codes)
+        return all(code in _ENDED_WELL for code in codes)
 
     async def _keep(self, index: int) -> None:
         pause_s = FIRST_PAUSE_S

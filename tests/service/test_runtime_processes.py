@@ -123,6 +123,13 @@ def test_sigterm_drains_all_without_a_failed_request(server: RuntimeProcess) -> 
     assert not any(is_running(pid) for pid in others)
 
 
+def test_an_end_before_the_others_have_begun_is_no_failure(tmp_path: Path) -> None:
+    save_linear(tmp_path)
+    with RuntimeProcess(linear_config(tmp_path, serving=Serving(processes=COUNT))) as process:
+        process.wait_ready()  # by the first alone: the others are still being started
+        assert process.stop() == 0, process.log
+
+
 def test_a_port_that_somebody_else_has_is_not_shared(tmp_path: Path, server: RuntimeProcess) -> None:
     with RuntimeProcess(linear_config(tmp_path), port=server.port) as intruder:
         assert intruder.wait_exit() == 3
