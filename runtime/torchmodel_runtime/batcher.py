@@ -1,8 +1,9 @@
 """Between the event loop and the engine's workers: admit, queue, batch, hand over, give each request its rows back.
 
-`server.compute` awaits `Batcher.submit`; `admission` says who may wait, `batching.BatchWindow` what runs next and when; a
-`Worker` calls the engine. The future travels with its entries. Everything here runs on the event loop, so there are no locks;
-only `_run` runs in the worker. Knows nothing of torch or HTTP.
+`server` calls `Batcher.put`, or awaits `submit`, which is the same with a future; `admission` says who may wait,
+`batching.BatchWindow` what runs next and when; a `Worker` calls the engine. The ticket of a request travels with its entries
+and calls back. Everything here runs on the event loop, so there are no locks; only `_run` runs in the worker. Knows nothing of
+torch or HTTP.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,9 @@ from torchmodel_runtime.tensors import Arrays
 from torchmodel_runtime.workers import Worker
 
 logger = logging.getLogger(__name__)
+
+_ONE = [1]
+"""One part that became one piece."""
 
 TIMER_SLACK_S = 0.002
 """uvloop counts milliseconds: a timer without it may ring before the deadline and find nothing to do."""
@@ -45,20 +49,33 @@ class Runner(Protocol):
         ...
 
 
-class _Ticket:
-    """What a request waits for: a future for all of its pieces."""
+OnDone = Callable[[list[Arrays], "Exception | None"], None]
+"""Told once, on the event loop: the module's outputs for each part, or why there are none (then the list is empty)."""
 
-    __slots__ = ("future", "missing", "results", "seen", "timeout_s")
 
-    def __init__(
-        self, future: asyncio.Future[list[Arrays]], pieces: int, timeout_s: float, seen: Observation | None
-    ) -> None:
-        self.future = future
-        self.missing = pieces
-        self.results: list[Any] = [None] * pieces
+class Ticket:
+    """One request on its way: who is told when all of its pieces are computed, or one failed."""
+
+    __slots__ = ("counts", "is_open", "missing", "on_done", "pieces", "results", "seen", "timeout_s")
+
+    def __init__(self, pieces: list[_Piece], counts: list[int], timeout_s: float, seen: Observation | None) -> None:
+        self.pieces = pieces
+        self.counts = counts
+        """How many pieces each part became."""
+        self.missing = len(pieces)
+        self.results: list[Any] = [None] * self.missing
         self.timeout_s = timeout_s
         self.seen = seen
         """Where it is written down when its first batch began, and what that was."""
+        self.is_open = True
+        """Somebody waits for it still."""
+        self.on_done: OnDone
+
+    def close(self) -> None:
+        """Nobody waits any more. What it refers to refers to it, which would be the garbage collector's work."""
+        self.is_open = False
+        self.pieces = []
+        del self.on_done
 
 
 class _Piece(Entry):
@@ -70,7 +87,7 @@ class _Piece(Entry):
         super().__init__(rows, size_bytes // (rows or 1), key, 0.0, math.inf)
         self.inputs = inputs
         self.index = 0
-        self.ticket: _Ticket
+        self.ticket: Ticket
 
 
 class _Batch:
@@ -120,11 +137,30 @@ class Batcher:
         metrics.watch_queue(lambda: self._window.queued_rows)
 
     async def submit(self, parts: Sequence[Arrays], deadline_s: float, seen: Observation | None = None) -> list[Arrays]:
-        """The module's outputs for each part of one request, all or nothing.
+        """`put`, awaited. A caller that is cancelled takes its waiting pieces with it."""
+        future: asyncio.Future[list[Arrays]] = self._loop.create_future()
 
-        Raises RequestError: 413 when the request can never fit the queue, 429 when it does not fit now or would not be ready in
-        time, 504 past the deadline (monotonic), 500 when the model failed on it. A caller that is cancelled takes its waiting
-        pieces with it.
+        def on_done(results: list[Arrays], error: Exception | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(results)
+
+        ticket = self.put(parts, deadline_s, seen, on_done)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.withdraw(ticket)
+            raise
+
+    def put(self, parts: Sequence[Arrays], deadline_s: float, seen: Observation | None, on_done: OnDone) -> Ticket:
+        """Queue one request: on_done gets the module's outputs for each part of it, all or nothing, in a later turn of the loop.
+
+        Raises RequestError, and then calls nobody: 413 when the request can never fit the queue, 429 when it does not fit now or
+        would not be ready in time, 504 past the deadline (monotonic). on_done is told 504 when the deadline passes meanwhile,
+        500 when the model failed on it; it must not raise.
         """
         now_s = time.monotonic()
         timeout_s = deadline_s - now_s
@@ -134,7 +170,8 @@ class Batcher:
         rows = self._admit(pieces, now_s, timeout_s)
         if seen is not None:
             seen.rows = rows
-        ticket = _Ticket(self._loop.create_future(), len(pieces), timeout_s, seen)
+        ticket = Ticket(pieces, counts, timeout_s, seen)
+        ticket.on_done = on_done
         for index, piece in enumerate(pieces):
             piece.ticket = ticket
             piece.index = index
@@ -148,12 +185,13 @@ class Batcher:
             self._set_alarm(deadline_s, now_s)
         if self._soon is None:
             self._schedule()
-        try:
-            results = await ticket.future
-        except BaseException:
-            self._window.discard(pieces)
-            raise
-        return results if len(results) == len(counts) else _join(results, counts)
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Nobody waits for it any more: what is not computed yet never will be, and nobody is told."""
+        if ticket.is_open:
+            self._window.discard(ticket.pieces)
+            ticket.close()
 
     def hurry(self) -> None:
         """From now on no batch waits for company: the server drains."""
@@ -168,6 +206,9 @@ class Batcher:
 
     def _cut(self, parts: Sequence[Arrays]) -> tuple[list[int], list[_Piece]]:
         """Pieces of at most a batch's rows and bytes; with it, how many of them each part became."""
+        if len(parts) == 1 and len(parts[0]) == 1 and len(parts[0][0]) == 1:  # one row of one tensor: most requests
+            array = parts[0][0]
+            return _ONE, [_Piece(parts[0], 1, array.nbytes, batch_key(parts[0], self._rules.padded_inputs))]
         pieces: list[_Piece] = []
         counts = []
         for part in parts:
@@ -194,19 +235,23 @@ class Batcher:
 
     def _admit(self, pieces: list[_Piece], now_s: float, timeout_s: float) -> int:
         """Rows of the request, which may wait."""
-        rows = size_bytes = 0
-        for piece in pieces:
+        rows, size_bytes = pieces[0].rows, pieces[0].rows * pieces[0].row_bytes
+        for piece in pieces[1:]:
             rows += piece.rows
             size_bytes += piece.rows * piece.row_bytes
         self._admission.check(rows, size_bytes, self._load(now_s), timeout_s)
         return rows
 
     def _load(self, now_s: float) -> Load:
+        return Load(self._window.queued_rows, self._window.queued_bytes, self._running_s(now_s))
+
+    def _running_s(self, now_s: float) -> float:
+        """Predicted to be left of what runs."""
         running_s = 0.0
         for seat in self._seats:
             if seat.batches:
                 running_s += max(0.0, seat.batches[-1].finish_s - now_s)
-        return Load(self._window.queued_rows, self._window.queued_bytes, running_s)
+        return running_s
 
     # --- to the workers ---
 
@@ -277,7 +322,7 @@ class Batcher:
             logger.error("the engine failed on a batch", exc_info=error)
             self._metrics.count_engine_error("batch")
             for piece in batch.pieces:
-                _fail(piece, errors.model_failed())
+                self._fail(piece, errors.model_failed())
             return
         computed, answers, seconds = result
         if computed:
@@ -285,7 +330,7 @@ class Batcher:
         for piece, answer in zip(computed, answers, strict=True):
             if isinstance(answer, Exception):
                 self._metrics.count_engine_error("request")
-                _fail(piece, answer)
+                self._fail(piece, answer)
             else:
                 _answer(piece, answer)
 
@@ -323,7 +368,7 @@ class Batcher:
             for seat in self._seats
             for batch in seat.batches
             for piece in batch.pieces
-            if not piece.ticket.future.done()
+            if piece.ticket.is_open
         ]
         self._fail_expired([piece for piece in running if piece.deadline_s <= now_s])
         next_s = min(
@@ -335,7 +380,15 @@ class Batcher:
 
     def _fail_expired(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
-            _fail(piece, errors.timed_out(piece.ticket.timeout_s))
+            self._fail(piece, errors.timed_out(piece.ticket.timeout_s))
+
+    def _fail(self, piece: _Piece, error: Exception) -> None:
+        """The request fails as a whole: the rest of it leaves the queue."""
+        ticket = piece.ticket
+        if ticket.is_open:
+            on_done = ticket.on_done
+            self.withdraw(ticket)
+            on_done([], error)
 
 
 def batch_key(inputs: Arrays, padded_inputs: tuple[int, ...] = ()) -> Hashable:
@@ -350,7 +403,7 @@ def batch_key(inputs: Arrays, padded_inputs: tuple[int, ...] = ()) -> Hashable:
 
 def _run(runner: Runner, pieces: list[_Piece]) -> tuple[list[_Piece], list[Arrays | Exception], float]:
     """In the worker: compute what somebody waits for still. The pieces computed, an answer for each, the seconds it took."""
-    wanted = [piece for piece in pieces if not piece.ticket.future.done()]
+    wanted = [piece for piece in pieces if piece.ticket.is_open]
     if not wanted:
         return [], [], 0.0
     started_s = time.perf_counter()
@@ -358,20 +411,15 @@ def _run(runner: Runner, pieces: list[_Piece]) -> tuple[list[_Piece], list[Array
     return wanted, answers, time.perf_counter() - started_s
 
 
-def _fail(piece: _Piece, error: Exception) -> None:
-    """The request fails as a whole; `submit` discards the rest of it when it wakes."""
-    future = piece.ticket.future
-    if not future.done():
-        future.set_exception(error)
-
-
 def _answer(piece: _Piece, outputs: Arrays) -> None:
     """A piece is done; the request with its last."""
     ticket = piece.ticket
     ticket.results[piece.index] = outputs
     ticket.missing -= 1
-    if not ticket.missing and not ticket.future.done():
-        ticket.future.set_result(ticket.results)
+    if not ticket.missing and ticket.is_open:
+        results, on_done = ticket.results, ticket.on_done
+        ticket.close()
+        on_done(results if len(results) == len(ticket.counts) else _join(results, ticket.counts), None)
 
 
 def _join(results: list[Arrays], counts: list[int]) -> list[Arrays]:

@@ -50,6 +50,8 @@ class CostModel:
         self.batch_s = 0.0
         self.row_s = 0.0
         self.byte_s = 0.0
+        self._full_row_s = 0.0
+        """Of a row with its share of a full batch."""
 
     @property
     def known(self) -> bool:
@@ -80,10 +82,10 @@ class CostModel:
         if self._seen < ENOUGH_BATCHES:
             return 0.0
         slowdown = self._loaded_s / self._full_s if self._full_s > 0 else 1.0
-        return self._in_full_batches_s(rows, useful_bytes) * slowdown
+        return (self._full_row_s * rows + self.byte_s * useful_bytes) * slowdown
 
     def _in_full_batches_s(self, rows: int, useful_bytes: int) -> float:
-        return self.batch_s * rows / self._full_rows + self.row_s * rows + self.byte_s * useful_bytes
+        return self._full_row_s * rows + self.byte_s * useful_bytes
 
     def _remember(self) -> None:
         """Keep some of each size; sizes are told apart by powers of two of rows and of bytes."""
@@ -105,6 +107,7 @@ class CostModel:
         again = _solve(relative, usual / np.maximum(error, usual), [tuple(np.flatnonzero(fitted))])
         fitted = again if again.any() else fitted
         self.batch_s, self.row_s, self.byte_s = (float(part) for part in fitted / scale)
+        self._full_row_s = self.batch_s / self._full_rows + self.row_s
 
 
 def _solve(relative: np.ndarray, weights: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:

@@ -25,6 +25,8 @@ class Call:
     """Media type in lower case, without parameters; HTTP's default where the client named none (RFC 9110, 8.3)."""
     version: str | None = None
     """As in the path; None where the path names none."""
+    is_plain: bool = False
+    """JSON without a header field that changes how it is read, answered, timed or traced: nobody need look for one."""
 
 
 @dataclass(slots=True)

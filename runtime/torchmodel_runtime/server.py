@@ -1,8 +1,9 @@
 """One model's state and the one way through for every inference request, whatever carried it.
 
 Reading path: `Server.infer`, one line a step: `codec.decode_request`, then in `compute` the task's `prepare`,
-`batcher.submit` and the task's `finish`, then `codec.encode_response`. `ports` bring the calls, `__main__` drives loading,
-serving and draining. Knows neither torch nor Kubernetes nor an HTTP library.
+`batcher.submit` and the task's `finish`, then `codec.encode_response`. `passage` takes the same steps for small calls, whose
+cost is counted in microseconds. `ports` bring the calls, `__main__` drives loading, serving and draining. Knows neither torch
+nor Kubernetes nor an HTTP library.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Server:
         """None until loaded, warm and proven."""
         self.ready = False
         self._batcher: Batcher | None = None
-        self._plan: Plan  # from `serve` on, as the two before
+        self.plan: Plan  # from `serve` on, as the two before
         self._decoder: DecodePool | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -59,8 +60,8 @@ class Server:
             list(zip(model.runners, workers, strict=True)), self.config.serving, model.rules, self.metrics
         )
         task = model.task
-        self._plan = codec.make_plan(self.config.name, VERSION, task.signature, task.media, self.config.serving)
-        self._decoder = DecodePool(self._plan)
+        self.plan = codec.make_plan(self.config.name, VERSION, task.signature, task.media, self.config.serving)
+        self._decoder = DecodePool(self.plan)
         self.model = model
         self.ready = True
         self.metrics.tell_loaded(model.report)
@@ -116,48 +117,63 @@ class Server:
         A call that is still being read may be given as an awaitable, so that draining waits for it.
         """
         seen = self.telemetry.begin(dialect, headers)
-        self._in_flight += 1
-        self._idle.clear()
+        self.enter()
         try:
             if not isinstance(call, Call):
                 call = await call
                 seen.read_s = monotonic()
             answer = await self.infer(call, seen)
-        except RequestError as error:
-            seen.code = error.code
-            answer = self.refuse(dialect, error)
         except asyncio.CancelledError:
-            self.telemetry.end(seen, CLIENT_LEFT, 0)
+            self.leave(seen, None)
             raise
-        except Exception:
-            logger.exception(
-                "a request failed inside the server", extra={"fields": {"dialect": dialect, **seen.identity()}}
-            )
-            seen.code = "INTERNAL"
-            answer = self.refuse(dialect, errors.internal())
-        finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
+        except Exception as error:
+            answer = self.explain(seen, error)
+        self.leave(seen, answer)
+        return answer
+
+    def enter(self) -> None:
+        self._in_flight += 1
+        if self._in_flight == 1:
+            self._idle.clear()
+
+    def leave(self, seen: Observation, answer: Answer | None) -> None:
+        """It was answered; or there is nobody to answer any more."""
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
+        if answer is None:
+            self.telemetry.end(seen, CLIENT_LEFT, 0)
+            return
         answer.headers[REQUEST_ID] = seen.request_id
         self.telemetry.end(seen, answer.status, len(answer.body))
-        return answer
+
+    def explain(self, seen: Observation, error: Exception) -> Answer:
+        """The answer to a request that failed; what is no RequestError is a defect of ours, and the log's alone."""
+        if not isinstance(error, RequestError):
+            logger.error(
+                "a request failed inside the server",
+                exc_info=error,
+                extra={"fields": {"dialect": seen.dialect, **seen.identity()}},
+            )
+            error = errors.internal()
+        seen.code = error.code
+        return self.refuse(seen.dialect, error)
 
     async def infer(self, call: Call, seen: Observation) -> Answer:
         """One request: decode, compute, encode. Its deadline began to run at seen.started_s."""
         model, _ = self.admit(call.model, call.version)
         seen.request_bytes = len(call.body)
         timeout_s = choose_timeout_s(call.headers, {}, self.config.serving.request_timeout_seconds)
-        if self._decoder is not None and codec.is_heavy(call, self._plan):
+        if self._decoder is not None and codec.is_heavy(call, self.plan):
             decoded = await self._decoder.decode(call)
         else:
-            decoded = codec.decode_request(call, self._plan)
+            decoded = codec.decode_request(call, self.plan)
         seen.decoded_s = monotonic()
         if decoded.parameters:
             timeout_s = choose_timeout_s({}, decoded.parameters, timeout_s)
         outputs = await self.compute(call.model, call.version, decoded, seen.started_s + timeout_s, seen)
         seen.finished_s = monotonic()
-        return codec.encode_response(call, decoded, self._plan, model.task, outputs)
+        return codec.encode_response(call, decoded, self.plan, model.task, outputs)
 
     async def compute(
         self, name: str, version: str | None, decoded: Decoded, deadline_s: float, seen: Observation

@@ -53,6 +53,9 @@ def is_heavy(call: Call, plan: Plan) -> bool:
 
 def decode_request(call: Call, plan: Plan) -> Decoded:
     """Parse and check a body; RequestError 400, 406, 413 or 415 says what does not fit the model's signature and limits."""
+    if call.is_plain:
+        bodies.check_looks_like_json(call, plan)
+        return v2.decode(call, plan) if call.dialect == "v2" else v1.decode(call, plan)
     headers = call.headers
     if "Content-Encoding" in headers:
         call = replace(call, body=inflate.inflate_body(call, plan.max_bytes))

@@ -8,6 +8,7 @@ body is the one input of the model and nothing else.
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ import numpy as np
 from torchmodel_runtime.codec import parameters
 from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows, select_outputs
 from torchmodel_runtime.codec.jsontensors import check_json_elements, decode_data, decode_json
-from torchmodel_runtime.codec.plan import Plan
+from torchmodel_runtime.codec.plan import Flat, Plan
 from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
 from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_shape, check_tensors
 from torchmodel_runtime.config import TensorSpec
@@ -53,8 +54,27 @@ class _InferRequest(msgspec.Struct, forbid_unknown_fields=True):
 _infer_decoder = msgspec.json.Decoder(_InferRequest)
 
 
+class _FlatTensor(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[float]
+
+
+class _FlatRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The request of most clients of a small model: one tensor of numbers in a flat list, and nothing asked for besides."""
+
+    inputs: list[_FlatTensor]
+    id: str | None = None
+
+
+_decode_flat = msgspec.json.Decoder(_FlatRequest).decode
+
+
 def decode(call: Call, plan: Plan) -> Decoded:
     """An infer request; RequestError 400 or 413 says what does not fit the signature or the limits."""
+    if call.is_plain and plan.flat is not None and (decoded := _decode_flat_request(call.body, plan.flat)) is not None:
+        return decoded
     length = call.headers.get(JSON_LENGTH)
     document: bytes | memoryview = call.body
     binary: bytes | memoryview = b""
@@ -84,6 +104,20 @@ def decode(call: Call, plan: Plan) -> Decoded:
     if request.outputs:
         _read_outputs(request.outputs, decoded, plan)
     return decoded
+
+
+def _decode_flat_request(body: bytes, flat: Flat) -> Decoded | None:
+    """A `_FlatRequest` of one row, in one pass; None for every other, which is read with care and told what is wrong."""
+    if len(body) > flat.max_bytes:
+        return None
+    try:
+        request = _decode_flat(body)
+        (tensor,) = request.inputs
+        if tensor.name != flat.name or tensor.datatype != flat.datatype or tensor.shape != flat.shape:
+            return None
+        return Decoded([np.frombuffer(struct.pack(flat.layout, *tensor.data), flat.dtype).reshape(flat.shape)], request.id)
+    except (ValueError, OverflowError, struct.error):  # msgspec's errors and wrong counts of tensors are ValueErrors
+        return None
 
 
 def split_body(body: bytes, length: str) -> tuple[memoryview, memoryview]:
@@ -222,6 +256,10 @@ _encode = msgspec.json.Encoder().encode
 def encode(decoded: Decoded, plan: Plan, outputs: Arrays) -> Answer:
     """The outputs that were asked for, each as JSON or as bytes behind the JSON."""
     is_binary = decoded.form == "binary"
+    if len(outputs) == 1 and not is_binary and decoded.outputs is None:  # most answers
+        array, spec = outputs[0], plan.signature.outputs[0]
+        tensor = _OutputTensor(spec.name, spec.datatype, array.shape, None, array.ravel().tolist())
+        return Answer(200, _encode(_InferResponse(plan.model, plan.version, [tensor], decoded.id)))
     tensors: list[_OutputTensor] = []
     pieces: list[bytes] = []
     for spec, array in select_outputs(decoded, plan.signature, outputs):

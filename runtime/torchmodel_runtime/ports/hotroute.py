@@ -1,10 +1,11 @@
 """A shorter way through aiohttp for small inference requests, whose cost is counted in microseconds.
 
-aiohttp's parser reads every request, here as elsewhere: what is a valid request, where its body ends and which limits hold is
-its decision alone. What is left out for a whole, small request to an inference route is what aiohttp does afterwards: a
-Request, a task that runs middlewares and the router, a Response, a payload writer. That is three quarters of the time of a
-small request (docs/design/0002-the-hot-route.md). Everything else, and whatever is unusual about a request, goes the usual way,
-to the same `Server.answer`. Requests of one connection are answered in order, whichever way each goes.
+What is a valid request, where its body ends and which limits hold is the decision of aiohttp's parser alone, here as elsewhere.
+What is left out for a whole, small request to an inference route is what aiohttp does afterwards: a Request, a task that runs
+middlewares and the router, a Response, a payload writer; and the parser itself for a head, byte for byte the same, that it
+has read before (`heads`). That is most of the time of a small request (docs/design/0002-the-hot-route.md). Such a request goes
+by `passage`; everything else, and whatever is unusual about a request, the usual way to `Server.answer`. Requests of one
+connection are answered in order, whichever way each goes.
 
 `HotConnection` builds on `aiohttp.web_protocol.RequestHandler` and on private names of it; the requirement in pyproject.toml
 is as narrow as that, and tests/service/test_runtime_hotroute.py holds the two ways against each other.
@@ -13,6 +14,7 @@ is as narrow as that, and tests/service/test_runtime_hotroute.py holds the two w
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -24,6 +26,8 @@ from aiohttp.web_protocol import RequestHandler
 
 from torchmodel_runtime.config import ServerConfig
 from torchmodel_runtime.exchange import Answer, Call, Dialect
+from torchmodel_runtime.passage import Passage, is_quick
+from torchmodel_runtime.ports.heads import Heads, spans
 from torchmodel_runtime.server import VERSION, Server
 
 MAX_HOT_BYTES = 65536
@@ -53,47 +57,94 @@ class HotConnection(RequestHandler):
     request is being answered that future is set aside, so that `start` neither sees messages nor takes the connection for idle.
     """
 
-    __slots__ = ("_hot", "_max_bytes", "_routes", "_server", "_set_aside", "_stall", "_stall_limit_s")
+    __slots__ = (
+        "_heads",
+        "_hot",
+        "_is_aligned",
+        "_max_bytes",
+        "_routes",
+        "_server",
+        "_set_aside",
+        "_stall",
+        "_stall_limit_s",
+        "_starting",
+    )
 
-    def __init__(self, manager: web.Server, server: Server, routes: dict[str, Any], **settings: Any) -> None:
+    def __init__(
+        self, manager: web.Server, server: Server, routes: Mapping[str, Any], heads: Heads, **settings: Any
+    ) -> None:
         super().__init__(manager, **settings)
         self._server = server
         self._routes = routes
+        self._heads = heads
         self._max_bytes = min(MAX_HOT_BYTES, server.config.serving.max_request_bytes)
-        self._hot: asyncio.Task[None] | None = None
+        self._is_aligned = True
+        """What comes next begins a request: every byte before it belonged to a whole one."""
+        self._hot: asyncio.Task[None] | Passage | None = None
+        self._starting = False
         self._set_aside: asyncio.Future[None] | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._stall_limit_s = server.config.serving.limits.body_timeout_seconds
 
     def data_received(self, data: bytes) -> None:
-        """Parse; then answer what is hot, in order, and wake `start` for the rest."""
+        """A request whose head is known at once; else parse, answer what is hot, in order, and wake `start` for the rest."""
         waiter = self._waiter
         if waiter is None:  # `start` is at work on a request, or a hot one is: what comes now waits its turn
+            if data:  # aiohttp calls with none when it resumes
+                self._is_aligned = False
             super().data_received(data)
+            return
+        if self._is_aligned and not self._messages and (call := self._heads.find(data)) is not None:
+            if not (self._close or self._force_close):
+                self._begin(waiter, call)
             return
         self._waiter = None
         super().data_received(data)
         self._waiter = waiter
+        if data:
+            self._is_aligned = self._is_aligned and self._is_whole(data)
         if self._messages:
-            self._next()
+            self._next(data)
 
-    def _next(self) -> None:
-        """Begin with the first message that waits: hot, or by waking `start`."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            return
+    def _is_whole(self, data: bytes) -> bool:
+        """True when data, parsed just now at the beginning of a request, is that request and nothing else."""
+        if len(self._messages) != 1:
+            return False
         message, payload = self._messages[0]
-        if not self._is_hot(message, payload):
-            waiter.set_result(None)
+        return (
+            isinstance(message, RawRequestMessage)
+            and payload.is_eof()
+            and not message.upgrade
+            and spans(data, payload.total_bytes)
+        )
+
+    def _next(self, data: bytes = b"") -> None:
+        """Begin with the first message that waits: hot, or by waking `start`. One after the other until one has to wait.
+
+        data: what the first one was read from, where it is all of that.
+        """
+        if self._starting:
             return
-        self._request_in_progress = True
-        self._set_aside, self._waiter = waiter, None
-        self._messages.popleft()
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
-        self._hot = self._loop.create_task(self._answer(self._make_call(message, payload)))
+        self._starting = True
+        while self._messages:
+            waiter = self._waiter
+            if waiter is None or waiter.done():
+                break
+            message, payload = self._messages[0]
+            if not self._is_hot(message, payload):
+                waiter.set_result(None)
+                break
+            self._messages.popleft()
+            if self._parser is not None:
+                self._parser.message_consumed()
+            if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                self._resume_reading_if_drained()
+            call = self._make_call(message, payload)
+            if self._is_aligned and data:
+                self._heads.learn(data, call)
+                data = b""
+            self._begin(waiter, call)
+        self._starting = False
 
     def _is_hot(self, message: Any, payload: StreamReader) -> bool:
         """True for a whole, small request to an inference route that asks for nothing special."""
@@ -114,14 +165,34 @@ class HotConnection(RequestHandler):
         content_type = headers.get("Content-Type", "application/octet-stream")
         if content_type != "application/json":
             content_type = content_type.partition(";")[0].strip().lower()
-        return Call(
-            dialect=dialect,
-            model=self._server.config.name,
-            body=payload.read_nowait(-1),
-            headers=headers,
-            content_type=content_type,
-            version=version,
-        )
+        body = payload.read_nowait(-1)
+        return Call(dialect, self._server.config.name, body, headers, content_type, version)
+
+    def _begin(self, waiter: asyncio.Future[None], call: Call) -> None:
+        """Answer a hot request; `start` does not see the connection meanwhile."""
+        self._request_in_progress = True
+        self._set_aside, self._waiter = waiter, None
+        if is_quick(self._server, call):
+            self._hot = passage = Passage(self._server, call, self._reply)
+            passage.begin()
+        else:
+            self._hot = self._loop.create_task(self._answer(call))
+
+    def _reply(self, answer: Answer) -> None:
+        self._write(answer)
+        if self._paused:
+            self._hot = self._loop.create_task(self._wait_for_reader())
+        else:
+            self._done()
+
+    async def _wait_for_reader(self) -> None:
+        """The client's buffers are full: its next request waits until they are not."""
+        try:
+            await self._drain_helper()
+        except ConnectionError:
+            self.force_close()
+        finally:
+            self._done()
 
     async def _answer(self, call: Call) -> None:
         try:
@@ -169,7 +240,9 @@ class HotConnection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client left: its request leaves the queue."""
         self._cancel_stall()
-        if self._hot is not None:
+        if isinstance(self._hot, Passage):
+            self._hot.abandon()
+        elif self._hot is not None:
             self._hot.cancel()
         super().connection_lost(exc)
 

@@ -10,6 +10,7 @@ import socket
 
 from aiohttp import web
 
+from torchmodel_runtime.ports.heads import Heads
 from torchmodel_runtime.ports.hotroute import HotConnection, hot_routes
 from torchmodel_runtime.ports.rest import RestPort
 from torchmodel_runtime.server import Server
@@ -37,7 +38,7 @@ class Listener:
             raise RuntimeError("the application runner made no server")
         self._server.metrics.watch("torchmodel_connections", lambda: len(manager.connections))
         loop = asyncio.get_running_loop()
-        routes = hot_routes(config)
+        routes, heads = hot_routes(config), Heads()
         settings = {
             "loop": loop,
             "keepalive_timeout": limits.idle_timeout_seconds,
@@ -48,7 +49,7 @@ class Listener:
             "lingering_time": 1.0,  # what is left of a refused body is read for so long, so that the client gets its answer
         }
         self._listening = await loop.create_server(
-            lambda: HotConnection(manager, self._server, routes, **settings),
+            lambda: HotConnection(manager, self._server, routes, heads, **settings),
             sock=_bind(config.host, config.port, shared),
             backlog=BACKLOG,
         )
