@@ -1,6 +1,6 @@
 """Between the event loop and the engine's workers: admit, queue, batch, hand over, give each request its rows back.
 
-`server.compute` awaits `Batcher.submit`; `admission` says who may wait, `batching.BatchWindow` what runs next and when; a
+`server.infer` awaits `Batcher.submit`; `admission` says who may wait, `batching.BatchWindow` what runs next and when; a
 `Worker` calls the engine. The future travels with its entries. Everything here runs on the event loop, so there are no locks;
 only `_run` runs in the worker. Knows nothing of torch or HTTP.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from itertools import count
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ class Observation:
     """When its outputs were there, to be encoded."""
     rows: int = 0
     request_bytes: int = 0
+    deadline_s: float = inf
+    """When nobody waits for it any more, once that is known."""
     code: str = ""
     """The error's stable code; empty for an answer."""
     caller: TraceContext | None = None
