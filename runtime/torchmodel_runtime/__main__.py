@@ -44,7 +44,9 @@ from torchmodel_runtime.quota import read_cpu_quota, whole_cpus
 from torchmodel_runtime.termination import find_termination_log, write_termination_log
 
 if TYPE_CHECKING:  # imported late: `prepare_libraries` comes before anything that imports numpy
+    from torchmodel_runtime.ports.grpc_v2 import GrpcPort
     from torchmodel_runtime.ports.listener import Listener
+    from torchmodel_runtime.server import Server
     from torchmodel_runtime.startup import LoadedModel, Room
     from torchmodel_runtime.workers import ThreadWorker, Worker
 
@@ -113,6 +115,7 @@ def prepare_libraries(threads: int) -> None:
         TOKENIZERS_PARALLELISM="false",
         TORCH_DEVICE_BACKEND_AUTOLOAD="0",  # device plug-ins nobody asked for cost a tenth of a second
         TORCH_FORCE_WEIGHTS_ONLY_LOAD="1",  # wins over any package that asks torch.load for more
+        GRPC_VERBOSITY="NONE",  # its core logs text of its own; what matters comes back as an error
         HF_HUB_OFFLINE="1",  # a server loads what was fetched and verified, nothing else
     )
 
@@ -136,8 +139,11 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
         server = Server(config)
         circle = Circle(membership, server.metrics.snapshot)
         listener = Listener(server, RestPort(server, circle.ask))
+        grpc_port = _make_grpc_port(server)
         if membership.is_first:
-            await _listen(listener, config)
+            await _listen(listener, config.host, config.port)
+            if grpc_port is not None:
+                await _listen(grpc_port, config.host, config.grpc_port)
         else:
             lifeline = asyncio.create_task(watch_lifeline(stop))  # noqa: F841, RUF006 - lives as long as this name does
         worker = ThreadWorker(loop)
@@ -151,6 +157,8 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
             await circle.join()
             if not membership.is_first:
                 await listener.open(shared=True)
+                if grpc_port is not None:
+                    await grpc_port.open(shared=True)
             elif model.plan.processes > 1:
                 siblings = Siblings(
                     membership.folder, environment.config_text, Handover(plan=model.plan, report=model.report)
@@ -163,7 +171,8 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
         logger.info("draining")
         if siblings is not None:
             siblings.terminate()
-        drained = await server.drain()
+        await server.withdraw()
+        drained = await server.drain(grpc_port.close() if grpc_port is not None else None)
         await listener.close()
         await circle.leave()
         if siblings is not None:
@@ -202,13 +211,28 @@ async def _make_workers(model: LoadedModel, worker: ThreadWorker, loop: asyncio.
     return [InlineWorker(worker)]
 
 
-async def _listen(listener: Listener, config: ServerConfig) -> None:
+def _make_grpc_port(server: Server) -> GrpcPort | None:
+    """The gRPC port where serving.grpc.enabled asks for one. Raises StartError where the image has no gRPC."""
+    if not server.config.serving.grpc.enabled:
+        return None
     try:
-        await listener.open(shared=False)
+        from torchmodel_runtime.ports.grpc_v2 import GrpcPort
+    except ImportError as error:
+        raise StartError(
+            CONFIG_INVALID,
+            f"serving.grpc.enabled is true, but gRPC cannot be served here: {error}",
+            "Install torchmodel-operator[runtime,grpc] in the image, or leave serving.grpc.enabled false.",
+        ) from error
+    return GrpcPort(server)
+
+
+async def _listen(port: Listener | GrpcPort, host: str, number: int) -> None:
+    try:
+        await port.open(shared=False)
     except OSError as error:
         raise StartError(
             CONFIG_INVALID,
-            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}",
+            f"cannot listen on {host}:{number}: {error.strerror or error}",
             "Another process has the port, or the address is not of this machine.",
             EXIT_RETRYABLE,
         ) from error

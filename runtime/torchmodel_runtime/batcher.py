@@ -364,11 +364,7 @@ class Batcher:
         self._alarm_s = math.inf
         self._fail_expired(self._window.expire(now_s))
         running = [
-            piece
-            for seat in self._seats
-            for batch in seat.batches
-            for piece in batch.pieces
-            if piece.ticket.is_open
+            piece for seat in self._seats for batch in seat.batches for piece in batch.pieces if piece.ticket.is_open
         ]
         self._fail_expired([piece for piece in running if piece.deadline_s <= now_s])
         next_s = min(

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Dialect = Literal["v2", "v1", "torchserve"]
+Dialect = Literal["v2", "v1", "torchserve", "grpc"]
+"""grpc: V2 in the messages of its gRPC form."""
 
 
 @dataclass(slots=True)
@@ -25,6 +26,8 @@ class Call:
     """Media type in lower case, without parameters; HTTP's default where the client named none (RFC 9110, 8.3)."""
     version: str | None = None
     """As in the path; None where the path names none."""
+    timeout_s: float | None = None
+    """How long the client waits, where the transport itself says so: gRPC's deadline."""
     is_plain: bool = False
     """JSON without a header field that changes how it is read, answered, timed or traced: nobody need look for one."""
 

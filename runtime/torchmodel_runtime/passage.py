@@ -52,6 +52,7 @@ class Passage:
         server, call, seen = self._server, self._call, self._seen
         server.enter()
         try:
+            server.check_open(call)
             model, batcher = server.admit(call.model, call.version)
             seen.request_bytes = len(call.body)
             timeout_s: float = server.config.serving.request_timeout_seconds
@@ -61,10 +62,11 @@ class Passage:
             if decoded.parameters:
                 timeout_s = choose_timeout_s({}, decoded.parameters, timeout_s)
             seen.decoded_s = monotonic()
+            seen.deadline_s = seen.started_s + timeout_s
             work = model.task.prepare(decoded.inputs)
             seen.prepared_s = monotonic()
             self._batcher, self._model, self._decoded, self._work = batcher, model, decoded, work
-            self._ticket = batcher.put(work.parts, seen.started_s + timeout_s, seen, self._end)
+            self._ticket = batcher.put(work.parts, seen.deadline_s, seen, self._end)
         except Exception as error:  # noqa: BLE001 - `explain` tells them apart
             self._fail(error)
 

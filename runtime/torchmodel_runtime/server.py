@@ -1,21 +1,22 @@
 """One model's state and the one way through for every inference request, whatever carried it.
 
-Reading path: `Server.infer`, one line a step: `codec.decode_request`, then in `compute` the task's `prepare`,
-`batcher.submit` and the task's `finish`, then `codec.encode_response`. `passage` takes the same steps for small calls, whose
-cost is counted in microseconds. `ports` bring the calls, `__main__` drives loading, serving and draining. Knows neither torch
-nor Kubernetes nor an HTTP library.
+Reading path: `Server.infer`, one line a step: `codec.decode_request`, the task's `prepare`, `batcher.submit`, the task's
+`finish`, `codec.encode_response`. `passage` takes the same steps for small calls, whose cost is counted in microseconds.
+`ports` bring the calls, `__main__` drives loading, serving and draining. Knows neither torch nor Kubernetes nor an HTTP
+library.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from time import monotonic
+from typing import Any
 
 from torchmodel_runtime import codec, errors
 from torchmodel_runtime.batcher import Batcher
-from torchmodel_runtime.codec import Decoded, Plan
+from torchmodel_runtime.codec import Plan
 from torchmodel_runtime.config import ServerConfig
 from torchmodel_runtime.deadlines import choose_timeout_s
 from torchmodel_runtime.decodepool import DecodePool
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 VERSION = "1"
 """A process serves one version; it answers to `versions/1` for clients that insist on one."""
+
+CANCEL_SLACK_S = 0.01
+"""A client that leaves so shortly before its deadline has waited for all of it: gRPC's transport counts by a clock of its own."""
 
 
 class Server:
@@ -51,6 +55,8 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self._admitting = True
+        self.turned = asyncio.Event()
+        """Set when `ready` changes; there is a new one then."""
         self.metrics.watch("torchmodel_ready", lambda: self.ready)
         self.metrics.watch("torchmodel_in_flight_requests", lambda: self._in_flight)
 
@@ -63,21 +69,30 @@ class Server:
         self.plan = codec.make_plan(self.config.name, VERSION, task.signature, task.media, self.config.serving)
         self._decoder = DecodePool(self.plan)
         self.model = model
-        self.ready = True
+        self._turn(ready=True)
         self.metrics.tell_loaded(model.report)
         self.metrics.watch("torchmodel_batch_rows_limit", lambda: min(runner.max_rows for runner in model.runners))
 
-    async def drain(self) -> bool:
-        """Withdraw, then refuse, then finish what was admitted; False when that took longer than allowed."""
-        self.ready = False
+    async def withdraw(self) -> None:
+        """Not ready any more; serves on for drainDelaySeconds, so that nothing is refused while clients still come."""
+        self._turn(ready=False)
         if self.model is not None:
             await asyncio.sleep(self.config.drain_delay_seconds)
+
+    async def drain(self, closing: Awaitable[None] | None = None) -> bool:
+        """Refuse what comes, finish what was admitted; False when that took longer than allowed.
+
+        closing: a port that refuses by itself, and ends when what it took is answered.
+        """
         self._admitting = False
         if self._batcher is not None:
             self._batcher.hurry()
         try:
-            await asyncio.wait_for(self._idle.wait(), self.config.serving.drain_timeout_seconds)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(self.config.serving.drain_timeout_seconds):
+                if closing is not None:
+                    await closing
+                await self._idle.wait()
+        except TimeoutError:
             logger.error("draining timed out", extra={"fields": {"in_flight": self._in_flight}})
             return False
         finally:
@@ -86,16 +101,19 @@ class Server:
             await self.telemetry.close()
         return True
 
+    def _turn(self, *, ready: bool) -> None:
+        self.ready = ready
+        self.turned.set()
+        self.turned = asyncio.Event()
+
     @property
     def is_leaving(self) -> bool:
         """True once draining began: connections should be closed after their answer."""
         return not self.ready and self.model is not None
 
     def admit(self, model: str, version: str | None) -> tuple[LoadedModel, Batcher]:
-        """The model to ask; RequestError 404 for another's name or version, 503 while loading or leaving, 429 when crowded."""
+        """The model to ask; RequestError 404 for another's name or version, 503 while it is loading, 429 when crowded."""
         self.check_name(model, version)
-        if not self._admitting:
-            raise errors.unavailable("the server is shutting down")
         if self.model is None or self._batcher is None:
             raise errors.unavailable(f"model {self.config.name!r} is still loading")
         max_rows = self.config.serving.queue.max_rows
@@ -111,14 +129,18 @@ class Server:
         if version is not None and version != VERSION:
             raise errors.not_found(f"model {model!r} has no version {version!r}; it has {VERSION!r}")
 
-    async def answer(self, dialect: Dialect, headers: Mapping[str, str], call: Call | Awaitable[Call]) -> Answer:
+    async def answer(
+        self, dialect: Dialect, headers: Mapping[str, str], call: Call | Coroutine[Any, Any, Call]
+    ) -> Answer:
         """Answer by `infer`, errors included; in flight meanwhile, counted by its outcome afterwards.
 
-        A call that is still being read may be given as an awaitable, so that draining waits for it.
+        A call that is still being read may be given as a coroutine, so that draining waits for it.
         """
         seen = self.telemetry.begin(dialect, headers)
         self.enter()
         try:
+            if dialect != "grpc":  # whose port refuses by itself, and answers what it took before
+                self.check_open(call)
             if not isinstance(call, Call):
                 call = await call
                 seen.read_s = monotonic()
@@ -126,12 +148,20 @@ class Server:
         except asyncio.CancelledError:
             self.leave(seen, None)
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - `explain` tells them apart
             answer = self.explain(seen, error)
         self.leave(seen, answer)
         return answer
 
+    def check_open(self, call: Call | Coroutine[Any, Any, Call]) -> None:
+        """RequestError 503 once the server drains; a call that is still to be read is not read then."""
+        if not self._admitting:
+            if not isinstance(call, Call):
+                call.close()
+            raise errors.unavailable("the server is shutting down")
+
     def enter(self) -> None:
+        """One more in flight, until `leave`."""
         self._in_flight += 1
         if self._in_flight == 1:
             self._idle.clear()
@@ -142,7 +172,7 @@ class Server:
         if self._in_flight == 0:
             self._idle.set()
         if answer is None:
-            self.telemetry.end(seen, CLIENT_LEFT, 0)
+            self._end_abandoned(seen)
             return
         answer.headers[REQUEST_ID] = seen.request_id
         self.telemetry.end(seen, answer.status, len(answer.body))
@@ -159,11 +189,23 @@ class Server:
         seen.code = error.code
         return self.refuse(seen.dialect, error)
 
+    def _end_abandoned(self, seen: Observation) -> None:
+        """The client left; where its deadline had come, because of that."""
+        status = CLIENT_LEFT
+        if monotonic() > seen.deadline_s - CANCEL_SLACK_S:
+            late = errors.timed_out(seen.deadline_s - seen.started_s)
+            status, seen.code = late.status, late.code
+            self.metrics.count_rejected(late.code)
+        self.telemetry.end(seen, status, 0)
+
     async def infer(self, call: Call, seen: Observation) -> Answer:
         """One request: decode, compute, encode. Its deadline began to run at seen.started_s."""
-        model, _ = self.admit(call.model, call.version)
+        model, batcher = self.admit(call.model, call.version)
         seen.request_bytes = len(call.body)
-        timeout_s = choose_timeout_s(call.headers, {}, self.config.serving.request_timeout_seconds)
+        timeout_s: float = self.config.serving.request_timeout_seconds
+        if call.timeout_s is not None:
+            timeout_s = min(timeout_s, call.timeout_s)
+        timeout_s = choose_timeout_s(call.headers, {}, timeout_s)
         if self._decoder is not None and codec.is_heavy(call, self.plan):
             decoded = await self._decoder.decode(call)
         else:
@@ -171,19 +213,13 @@ class Server:
         seen.decoded_s = monotonic()
         if decoded.parameters:
             timeout_s = choose_timeout_s({}, decoded.parameters, timeout_s)
-        outputs = await self.compute(call.model, call.version, decoded, seen.started_s + timeout_s, seen)
-        seen.finished_s = monotonic()
-        return codec.encode_response(call, decoded, self.plan, model.task, outputs)
-
-    async def compute(
-        self, name: str, version: str | None, decoded: Decoded, deadline_s: float, seen: Observation
-    ) -> Arrays:
-        """The task's outputs for checked inputs, by the batches that all ports share."""
-        model, batcher = self.admit(name, version)
+        seen.deadline_s = seen.started_s + timeout_s
         work = await _prepare(model.task, decoded.inputs)
         seen.prepared_s = monotonic()
-        results = await batcher.submit(work.parts, deadline_s, seen)
-        return model.task.finish(work, results)
+        results = await batcher.submit(work.parts, seen.deadline_s, seen)
+        outputs = model.task.finish(work, results)
+        seen.finished_s = monotonic()
+        return codec.encode_response(call, decoded, self.plan, model.task, outputs)
 
     def refuse(self, dialect: Dialect, error: RequestError) -> Answer:
         """An error in the dialect's own form; the only place where errors become answers."""

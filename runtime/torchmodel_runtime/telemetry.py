@@ -10,12 +10,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from itertools import count
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from torchmodel_runtime.accesslog import AccessLog
 from torchmodel_runtime.config import CONFIG_INVALID, ServerConfig
 from torchmodel_runtime.errors import StartError
+from torchmodel_runtime.exchange import Dialect
 from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.tracecontext import TraceContext, parse_trace_context
 
@@ -35,7 +37,7 @@ CLIENT_LEFT = 499
 class Observation:
     """What is known of one request. Class attributes are what a request begins with: it then costs only what it sets."""
 
-    dialect: str
+    dialect: Dialect
     request_id: str
     started_s: float
     """When its header had been read; the deadline runs from here."""
@@ -53,6 +55,8 @@ class Observation:
     """When its outputs were there, to be encoded."""
     rows: int = 0
     request_bytes: int = 0
+    deadline_s: float = inf
+    """When nobody waits for it any more, once that is known."""
     code: str = ""
     """The error's stable code; empty for an answer."""
     caller: TraceContext | None = None
@@ -80,7 +84,7 @@ class Telemetry:
         self._id_prefix = secrets.token_hex(8)  # by process, so that no two of a fleet say the same
         self._ids = count(1)
 
-    def begin(self, dialect: str, headers: Mapping[str, str]) -> Observation:
+    def begin(self, dialect: Dialect, headers: Mapping[str, str]) -> Observation:
         """A request came; headers by lower-case name or without regard to case."""
         seen = Observation()
         seen.dialect = dialect

@@ -4,7 +4,7 @@
         server.wait_ready()
         status, answer = server.post("/v2/models/linear/infer", {...})
 
-`port` of the configuration is replaced. `failure()` reads what a failed start left in the termination log.
+`port` and `grpcPort` of the configuration are replaced. `failure()` reads what a failed start left in the termination log.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import msgspec
 from torchmodel_runtime.config import SERVER_CONFIG_VARIABLE, Failure, ServerConfig
 
 
-def find_free_port() -> int:
-    """A loopback port that was free a moment ago."""
+def find_free_port(besides: int = 0) -> int:
+    """A loopback port that was free a moment ago, and is another than `besides`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-        return port
+    return port if port != besides else find_free_port(besides)
 
 
 class RuntimeProcess:
@@ -41,7 +41,8 @@ class RuntimeProcess:
         self, config: ServerConfig, environment: dict[str, str] | None = None, port: int | None = None
     ) -> None:
         self.port = port or find_free_port()
-        self.config = msgspec.structs.replace(config, host="127.0.0.1", port=self.port)
+        self.grpc_port = find_free_port(besides=self.port)
+        self.config = msgspec.structs.replace(config, host="127.0.0.1", port=self.port, grpc_port=self.grpc_port)
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="torchmodel-runtime-")
         self._log_path = Path(self._folder.name) / "log"

@@ -3,7 +3,8 @@
 `server.infer` calls `decode_request` before the queue, so that whatever is wrong with a body fails that client alone, and
 `encode_response` after it. One module a dialect says what its documents look like (`v2`, `v1`, `torchserve`); `bodies` says what
 a body is, `arrayfiles` reads npy and safetensors, `forms` multipart; `jsontensors` and `rawtensors` make arrays of one
-tensor's data. `inflate` comes before all of them, `negotiation` says in what form the answer goes out.
+tensor's data. `inflate` comes before all of them, `negotiation` says in what form the answer goes out. V2 in gRPC's messages is
+a way of its own, by `v2messages`, which is imported with the first of them: it needs the extra [grpc].
 
 JSON has no form for NaN and infinities (RFC 8259, 6). In requests they are refused. In answers they become null, as msgspec
 and JavaScript's JSON.stringify write them: one masked logit must not cost the caller the rest of the answer. Binary forms
@@ -36,6 +37,10 @@ HEAVY_COMPRESSED_BYTES = 4096
 
 def is_heavy(call: Call, plan: Plan) -> bool:
     """True when decoding takes so long that it must leave the event loop."""
+    if call.dialect == "grpc":
+        from torchmodel_runtime.codec import v2messages
+
+        return v2messages.is_heavy(call.body)
     size = len(call.body)
     if size <= HEAVY_COMPRESSED_BYTES:
         return False
@@ -56,6 +61,10 @@ def decode_request(call: Call, plan: Plan) -> Decoded:
     if call.is_plain:
         bodies.check_looks_like_json(call, plan)
         return v2.decode(call, plan) if call.dialect == "v2" else v1.decode(call, plan)
+    if call.dialect == "grpc":
+        from torchmodel_runtime.codec import v2messages
+
+        return v2messages.decode(call, plan)
     headers = call.headers
     if "Content-Encoding" in headers:
         call = replace(call, body=inflate.inflate_body(call, plan.max_bytes))
@@ -84,6 +93,10 @@ def _decode_body(call: Call, plan: Plan) -> Decoded:
 
 def encode_response(call: Call, decoded: Decoded, plan: Plan, task: Task, outputs: Arrays) -> Answer:
     """The answer in the call's dialect and the form asked for: V2 tensors, V1 `predictions` by row, the task's own reply."""
+    if call.dialect == "grpc":
+        from torchmodel_runtime.codec import v2messages
+
+        return v2messages.encode(decoded, plan, outputs)
     if decoded.form == "npy":
         return arrayfiles.encode_npy(decoded, plan, outputs)
     if decoded.form == "safetensors":
@@ -97,7 +110,12 @@ def encode_response(call: Call, decoded: Decoded, plan: Plan, task: Task, output
 
 def encode_error(dialect: Dialect, error: RequestError) -> Answer:
     """An error as the dialect's clients expect it."""
-    answer = torchserve.encode_error(error) if dialect == "torchserve" else v2.encode_error(error)
+    if dialect == "grpc":
+        from torchmodel_runtime.codec import v2messages
+
+        answer = v2messages.encode_error(error)
+    else:
+        answer = torchserve.encode_error(error) if dialect == "torchserve" else v2.encode_error(error)
     if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(error.retry_after_s)
     if error.code == inflate.UNSUPPORTED:

@@ -14,7 +14,6 @@ import numpy as np
 from torchmodel_runtime.config import Limits, Serving, Signature, TensorSpec
 from torchmodel_runtime.tensors import NUMPY_DTYPES
 
-
 FLAT_BYTES = 16384
 """A JSON body up to this size is tried as `Flat` first: what it costs when it is another is then some microseconds."""
 

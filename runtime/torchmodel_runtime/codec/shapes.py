@@ -34,9 +34,14 @@ def check_tensors(count: int, limits: Limits) -> None:
 
 
 def check_elements(shapes: Sequence[Sequence[int]], limits: Limits) -> None:
-    """RequestError 413 for shapes that together hold more elements than are taken; Python's integers do not overflow."""
+    """RequestError 413 for shapes that together hold more elements than are taken; Python's integers do not overflow.
+
+    400 for a shape of more dimensions than are read: the product of a hundred thousand takes half a minute.
+    """
     elements = 0
     for shape in shapes:
+        if len(shape) > limits.max_rank:
+            check_rank("inputs", len(shape), limits)
         elements += math.prod(shape)
     if elements > limits.max_elements:
         raise too_large(

@@ -115,7 +115,9 @@ def _decode_flat_request(body: bytes, flat: Flat) -> Decoded | None:
         (tensor,) = request.inputs
         if tensor.name != flat.name or tensor.datatype != flat.datatype or tensor.shape != flat.shape:
             return None
-        return Decoded([np.frombuffer(struct.pack(flat.layout, *tensor.data), flat.dtype).reshape(flat.shape)], request.id)
+        return Decoded(
+            [np.frombuffer(struct.pack(flat.layout, *tensor.data), flat.dtype).reshape(flat.shape)], request.id
+        )
     except (ValueError, OverflowError, struct.error):  # msgspec's errors and wrong counts of tensors are ValueErrors
         return None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 from aiohttp import web
 
@@ -61,16 +62,22 @@ class Listener:
         await self._runner.cleanup()
 
 
-def _bind(host: str, port: int, shared: bool) -> socket.socket:
-    """A bound socket that processes of ours may share. A port that somebody else has is an OSError, shared or not.
+def check_free(host: str, port: int) -> None:
+    """OSError when somebody else has the port.
 
     SO_REUSEPORT lets any process of the same user in, so whether the port is free is asked first without it.
     """
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, kind, _, _, address = _resolve(host, port)
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+def _bind(host: str, port: int, shared: bool) -> socket.socket:
+    """A bound socket that processes of ours may share. A port that somebody else has is an OSError, shared or not."""
     if not shared and port != 0:
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        check_free(host, port)
+    family, kind, _, _, address = _resolve(host, port)
     bound = socket.socket(family, kind)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -80,3 +87,7 @@ def _bind(host: str, port: int, shared: bool) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def _resolve(host: str, port: int) -> tuple[Any, ...]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
