@@ -40,6 +40,7 @@ def infer_request(plan: Plan) -> Json:
         "additionalProperties": False,
         "properties": {
             "id": {"type": "string", "description": "Comes back in the answer."},
+            "model_name": {"type": "string", "description": "As kserve's client sends it; the route names the model."},
             "parameters": {
                 "type": "object",
                 "additionalProperties": False,

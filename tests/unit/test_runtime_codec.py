@@ -114,6 +114,13 @@ def test_only_the_outputs_asked_for_are_answered() -> None:
     assert "id" not in answer
 
 
+def test_the_model_name_that_kserves_client_adds_is_taken_and_the_route_decides() -> None:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
+    body = json.dumps({"id": "7", "model_name": "elsewhere", "inputs": [tensor]}).encode()
+    decoded = decode("v2", body, signature(("x", "FP32", [-1])))
+    assert (decoded.id, decoded.inputs[0].tolist()) == ("7", [1.0])
+
+
 def test_inputs_come_in_the_order_of_the_signature() -> None:
     both = signature(("a", "FP32", [-1]), ("b", "INT64", [-1]))
     body = {

@@ -49,6 +49,9 @@ class _InferRequest(msgspec.Struct, forbid_unknown_fields=True):
     id: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[_RequestedOutput] | None = None
+    model_name: str | None = None
+    """Not the protocol's, but kserve's client always sends it. The route names the model: one that passes bodies on to
+    another, as KServe's inference graphs do, changes the route alone."""
 
 
 _infer_decoder = msgspec.json.Decoder(_InferRequest)
