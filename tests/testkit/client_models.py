@@ -1,6 +1,7 @@
-"""Four tiny models that between them take and give every datatype, served at the same time for the real clients' tests.
+"""Tiny models that between them take and give every datatype, served at the same time for the real clients' tests.
 
-`flip` turns each row of each of its thirteen tensors around, so that a lost byte, a swapped name or a wrong order shows;
+`flip` turns each row of each of its thirteen tensors around, so that a lost byte, a swapped name or a wrong order shows
+(`typed`, for gRPC: without FP16 and BF16, which have no typed contents there and so force those of all others to be raw);
 `mlp` is an ordinary model of one input; `text` takes BYTES and gives FP32; `colour` takes BYTES that are no text and gives
 BYTES, FP32 and INT64. What they should answer is computed here by torch, in the test's own process.
 """
@@ -144,9 +145,12 @@ CASES = [
 ]
 """Each datatype in each form, both ways: one request to `flip` each, whose other inputs are bytes."""
 
+TYPED = [datatype for datatype in DTYPES if datatype not in ("FP16", "BF16")]
+"""Of `typed`."""
+
 
 def make_order(servers: dict[str, str]) -> dict[str, Any]:
-    """What every client script is given to ask with: where, and the inputs of the four models."""
+    """What every client script is given to ask with: where, and the inputs of the models."""
     return {
         "servers": servers,
         "cases": CASES,
@@ -158,7 +162,7 @@ def make_order(servers: dict[str, str]) -> dict[str, Any]:
 
 
 class ClientServers:
-    """The four, serving; and what torch says they should answer."""
+    """All of them, serving; and what torch says they should answer."""
 
     def __init__(self, servers: dict[str, RuntimeProcess], mlp: torch.nn.Module, vectors: torch.Tensor) -> None:
         self._servers = servers
@@ -189,18 +193,20 @@ class ClientServers:
 
 @contextmanager
 def serve_for_clients(folder: Path, *, grpc: bool = False) -> Iterator[ClientServers]:
-    """Start the four at once, and end them."""
+    """Start them at once, and end them."""
     mlp = save_mlp(_made(folder / "mlp"))
     vectors = _save_words(_made(folder / "text"))
     serving = Serving(grpc=Grpc(enabled=grpc))
     configs = {
         "mlp": mlp_config(folder / "mlp", serving=serving),
-        "flip": _flip_config(_made(folder / "flip"), serving),
+        "flip": _flip_config("flip", _made(folder / "flip"), list(DTYPES), serving),
         "text": _config(
             "text", folder / "text", "Words", serving, task=Task(type="text-embedding", text_embedding=TextEmbedding())
         ),
         "colour": _colour_config(_made(folder / "colour"), serving),
     }
+    if grpc:
+        configs["typed"] = _flip_config("typed", _made(folder / "typed"), TYPED, serving)
     with ExitStack() as stack:
         servers = {name: stack.enter_context(RuntimeProcess(config)) for name, config in configs.items()}
         for server in servers.values():
@@ -225,12 +231,12 @@ def _config(name: str, folder: Path, module: str, serving: Serving, **settings: 
     )
 
 
-def _flip_config(folder: Path, serving: Serving) -> ServerConfig:
+def _flip_config(name: str, folder: Path, datatypes: list[str], serving: Serving) -> ServerConfig:
     save_file({"nothing": torch.zeros(1, dtype=torch.int64)}, folder / "flip.safetensors")
     write_receipt(folder, "flip.safetensors")
-    inputs = [TensorSpec(name=name.lower(), datatype=name, shape=[-1, 3]) for name in DTYPES]  # type: ignore[arg-type]
+    inputs = [TensorSpec(name=each.lower(), datatype=each, shape=[-1, 3]) for each in datatypes]  # type: ignore[arg-type]
     outputs = [TensorSpec(name=f"{spec.name}_flipped", datatype=spec.datatype, shape=[-1, 3]) for spec in inputs]
-    return _config("flip", folder, "Flip", serving, signature=Signature(inputs=inputs, outputs=outputs))
+    return _config(name, folder, "Flip", serving, signature=Signature(inputs=inputs, outputs=outputs))
 
 
 def _save_words(folder: Path) -> torch.Tensor:
