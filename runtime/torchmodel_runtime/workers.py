@@ -101,10 +101,11 @@ class InlineWorker:
             self._thread.start(job, on_done)
             return
         started_s = time.monotonic()
-        result, error = None, None
+        result: Any = None
+        error: BaseException | None = None
         try:
             result = job()
-        except Exception as caught:  # noqa: BLE001 - whatever it is, it belongs to this batch
+        except BaseException as caught:  # noqa: BLE001 - SystemExit in a model's code must not end the event loop
             error = caught
         if time.monotonic() - started_s > OVERRUN_S:
             self._overruns += 1

@@ -18,8 +18,11 @@ from torchmodel_runtime.config import (
     EXIT_PERMANENT,
     EXIT_RETRYABLE,
     Architecture,
+    CodeFile,
     Failure,
+    Security,
     ServerConfig,
+    Serving,
 )
 
 
@@ -124,3 +127,32 @@ def test_a_taken_port_may_be_free_later(tmp_path: Path) -> None:
             failure = server.failure()
             assert failure is not None
             assert "cannot listen" in failure.message
+
+
+EXITING = """
+import sys, torch
+
+class Exiting(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(10, 1)
+
+    def forward(self, x):
+        if (x[:, 0] == 666).any():
+            sys.exit(7)
+        return super().forward(x)
+"""
+
+
+def test_a_model_that_calls_sys_exit_fails_its_own_request_and_the_server_goes_on(tmp_path: Path) -> None:
+    save_linear(tmp_path)
+    config = linear_config(
+        tmp_path,
+        architecture=Architecture(entrypoint="model:Exiting"),
+        code=CodeFile(inline=EXITING),
+        security=Security(allow_code_execution=True),
+        serving=Serving(processes=1, workers=1, threads=1),  # so small a model is computed on the event loop itself
+    )
+    with RuntimeProcess(config) as server:
+        server.wait_ready()
+        assert server.post("/v1/models/linear:predict", {"instances": [[666.0] * 10]})[0] == 500
+        assert server.post("/v1/models/linear:predict", {"instances": [[1.0] * 10]})[0] == 200

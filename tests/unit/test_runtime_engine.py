@@ -47,14 +47,15 @@ class Double(torch.nn.Module):
 class Poisoned(torch.nn.Module):
     """Raises on rows that begin with 666; counts its calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         super().__init__()
         self.calls = 0
+        self.error = error or ValueError("poison")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         if (x[:, 0] == 666).any():
-            raise ValueError("poison")
+            raise self.error
         return x
 
 
@@ -146,6 +147,12 @@ def test_the_answer_of_a_module_that_reuses_its_memory_stays_as_it_was() -> None
 
 def poisoned(count: int, *bad: int) -> list[Arrays]:
     return [rows_of(666 if index in bad else index) for index in range(count)]
+
+
+def test_a_model_that_calls_sys_exit_fails_like_any_other() -> None:
+    module = Poisoned(SystemExit(7))
+    answers = make_engine(module).run(poisoned(4, 2))
+    assert [isinstance(answer, RequestError) for answer in answers] == [False, False, True, False]
 
 
 @pytest.mark.parametrize("bad", [0, 1, 15, 16, 30, 31])

@@ -225,7 +225,11 @@ class Engine:
             tensors = []
         if mask is not None and self._mask:
             named[self._mask] = mask
-        outputs = select_outputs(self._module(*tensors, **named), self.call)
+        try:
+            returned = self._module(*tensors, **named)
+        except SystemExit as error:  # no Exception, so that whoever isolates failing rows would let it through
+            raise RuntimeError(f"forward called sys.exit({error.code!r})") from error
+        outputs = select_outputs(returned, self.call)
         return [check_output(tensor, spec, rows) for tensor, spec in zip(outputs, self.call.outputs, strict=True)]
 
     def _full_mask(self, inputs: Arrays) -> torch.Tensor | None:
