@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from testkit.models import write_receipt
 from testkit.runtime_process import RuntimeProcess
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torchmodel_runtime.config import (
     Architecture,
     Batching,
@@ -21,7 +23,9 @@ from torchmodel_runtime.config import (
     ServerConfig,
     Serving,
     Signature,
+    Task,
     TensorSpec,
+    TextEmbedding,
 )
 
 CODE = '''
@@ -149,6 +153,50 @@ def test_rows_of_any_length_at_once_get_the_answers_they_get_alone(
             assert numbers(answer) == pytest.approx(reference, abs=1e-5)
         batches = metric(server, "torchmodel_batch_rows_count") - batches_before
         assert (batches < len(LENGTHS)) is batching
+
+
+def text_config(folder: Path) -> ServerConfig:
+    """A module of token ids that does not heed its mask: each token sees the mean of all of its row."""
+    code = """
+import torch
+
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(8, 4)
+    def forward(self, input_ids, attention_mask):
+        tokens = self.table(input_ids)
+        return tokens + tokens.mean(1, keepdim=True)
+"""
+    model = folder / "model"
+    model.mkdir()
+    torch.manual_seed(0)
+    save_file({"table.weight": torch.randn(8, 4)}, model / "model.safetensors")
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(model / "tokenizer.json"))
+    write_receipt(folder, "model")
+    return ServerConfig(
+        name="m",
+        checkpoint_folder=str(folder),
+        architecture=Architecture(entrypoint="nets:Words"),
+        code=CodeFile(inline=code),
+        security=Security(allow_code_execution=True),
+        task=Task(type="text-embedding", text_embedding=TextEmbedding(normalize=False)),
+        serving=Serving(processes=1),
+    )
+
+
+def test_texts_of_one_request_are_not_padded_together_either_where_padding_is_off(tmp_path: Path) -> None:
+    texts = ["a b", "a b c a b c a b", "c", "b a"]
+    with RuntimeProcess(text_config(tmp_path)) as server:
+        server.wait_ready()
+        report = batching_report(server)
+        assert (report["enabled"], report["padding"]) == (True, False)
+        alone = [server.post("/v1/models/m:predict", {"instances": [text]})[1]["predictions"][0] for text in texts]
+        together = server.post("/v1/models/m:predict", {"instances": texts})[1]["predictions"]
+    for reference, answer in zip(alone, together, strict=True):
+        assert answer == pytest.approx(reference, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

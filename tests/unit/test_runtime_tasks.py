@@ -134,13 +134,12 @@ def test_base64_that_is_none_names_the_element() -> None:
 # --- text ---
 
 
-def test_pooling_leaves_padding_out() -> None:
-    hidden = np.array([[[1, 2], [3, 4], [100, 100]]], np.float32)
-    mask = np.array([[1, 1, 0]])
-    assert pool(hidden, mask, TextEmbedding(normalize=False)).tolist() == [[2, 3]]
-    assert pool(hidden, mask, TextEmbedding(pooling="cls", normalize=False)).tolist() == [[1, 2]]
-    np.testing.assert_allclose(np.linalg.norm(pool(hidden, mask, TextEmbedding()), axis=1), 1, rtol=1e-6)
-    assert pool(np.zeros_like(hidden), mask, TextEmbedding()).tolist() == [[0, 0]]
+def test_pooling_is_the_mean_of_all_tokens_or_the_first() -> None:
+    hidden = np.array([[[1, 2], [3, 4]]], np.float32)
+    assert pool(hidden, TextEmbedding(normalize=False)).tolist() == [[2, 3]]
+    assert pool(hidden, TextEmbedding(pooling="cls", normalize=False)).tolist() == [[1, 2]]
+    np.testing.assert_allclose(np.linalg.norm(pool(hidden, TextEmbedding()), axis=1), 1, rtol=1e-6)
+    assert pool(np.zeros_like(hidden), TextEmbedding()).tolist() == [[0, 0]]
 
 
 def make_tokenizer(folder: Path) -> None:
@@ -152,15 +151,22 @@ def make_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def test_texts_of_one_request_are_padded_to_its_longest_and_cut_at_the_limit(tmp_path: Path) -> None:
+def test_texts_of_one_request_are_parts_by_length_and_cut_at_the_limit(tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
     task = TextTask(TextEmbedding(max_length_tokens=4), tmp_path)
-    ids, mask, types = task.prepare([bytes_tensor(["a b", "b", "a a a a a a a"])]).parts[0]
-    assert ids.tolist() == [[1, 2, 0, 0], [2, 0, 0, 0], [1, 1, 1, 1]]
-    assert mask.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
-    assert types.sum() == 0
-    with pytest.raises(RequestError, match="holds no tokens"):
+    work = task.prepare([bytes_tensor(["a b", "b", "a a a a a a a", "b a"])])
+    assert [ids.tolist() for ids, _, _ in work.parts] == [[[2]], [[1, 2], [2, 1]], [[1, 1, 1, 1]]]
+    assert all(mask.all() and not types.any() for _, mask, types in work.parts)
+    with pytest.raises(RequestError, match=r"'text'\[1\]: holds no tokens"):
         task.prepare([bytes_tensor(["a", ""])])
+
+
+def test_vectors_come_in_the_order_of_their_texts(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    task = TextTask(TextEmbedding(normalize=False), tmp_path)
+    work = task.prepare([bytes_tensor(["a b a", "b", "a b", "b b b", "a"])])
+    hidden = [[part[0][:, :, None].astype(np.float32)] for part in work.parts]  # of each token its own number
+    np.testing.assert_allclose(task.finish(work, hidden)[0][:, 0], [4 / 3, 2, 3 / 2, 2, 1], rtol=1e-6)
 
 
 def test_texts_are_padded_with_the_tokenizers_own_id_and_tried_from_short_to_long(tmp_path: Path) -> None:

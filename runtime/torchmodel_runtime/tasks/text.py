@@ -1,7 +1,8 @@
 """Task type text-embedding: text in, one vector out, by the checkpoint's own tokenizer.json.
 
-Texts of one request are padded to its longest, with an attention mask, and so are requests that share a batch, once the
-engine has proven that a text's vectors stay the same. Pooling follows sentence-transformers' Pooling and Normalize modules.
+Texts of different length are different parts, even those of one request: only the engine pads them together, with an attention
+mask, once it has proven that a text's vectors stay the same, and only where that pays. Pooling follows sentence-transformers'
+Pooling and Normalize modules.
 """
 
 from __future__ import annotations
@@ -50,26 +51,27 @@ class TextTask:
         return sum(len(text) for text in inputs[0].tolist()) > HEAVY_CHARACTERS
 
     def prepare(self, inputs: Arrays) -> Work:
-        """All texts of a request as one part: ids, mask and types, int64 (rows, tokens)."""
+        """One part for each length, the shortest first: ids, mask and types, int64 (rows, tokens)."""
         texts = [_read_text(text, index) for index, text in enumerate(inputs[0].tolist())]
         encodings = self._tokenizer.encode_batch_fast(texts)
-        longest = max(len(encoding.ids) for encoding in encodings)
-        ids = np.full((len(texts), longest), self._pad_id, np.int64)
-        mask = np.zeros((len(texts), longest), np.int64)
-        types = np.zeros((len(texts), longest), np.int64)
+        by_length: dict[int, list[int]] = {}
         for index, encoding in enumerate(encodings):
-            length = len(encoding.ids)
-            if length == 0:
+            if not encoding.ids:
                 raise invalid(f"input 'text'[{index}]: holds no tokens")
-            ids[index, :length] = encoding.ids
-            mask[index, :length] = 1
-            types[index, :length] = encoding.type_ids
-        return Work([[ids, mask, types]], notes=mask)
+            by_length.setdefault(len(encoding.ids), []).append(index)
+        groups = [by_length[length] for length in sorted(by_length)]
+        parts: list[Arrays] = []
+        for group in groups:
+            ids = np.array([encodings[index].ids for index in group], np.int64)
+            types = np.array([encodings[index].type_ids for index in group], np.int64)
+            parts.append([ids, np.ones_like(ids), types])
+        return Work(parts, notes=[index for group in groups for index in group])
 
     def finish(self, work: Work, results: list[Arrays]) -> Arrays:
-        """One vector a text, float32 (rows, d)."""
-        hidden, mask = results[0][0], work.notes
-        return [pool(hidden, mask, self._options)]
+        """One vector a text, float32 (rows, d), in the order in which the texts came."""
+        vectors = np.concatenate([pool(outputs[0], self._options) for outputs in results])
+        places = np.argsort(work.notes)
+        return [vectors[places]]
 
     def rows(self, outputs: Arrays) -> list[Any]:
         """The vector of each text."""
@@ -100,14 +102,10 @@ class TextTask:
         return [ids, np.ones_like(ids), np.zeros_like(ids)]
 
 
-def pool(hidden: np.ndarray, mask: np.ndarray, options: TextEmbedding) -> np.ndarray:
-    """Token vectors (rows, tokens, d) as text vectors (rows, d), float32; mask (rows, tokens) is 1 for real tokens."""
+def pool(hidden: np.ndarray, options: TextEmbedding) -> np.ndarray:
+    """Token vectors (rows, tokens, d) as text vectors (rows, d), float32; all tokens are real ones."""
     hidden = hidden.astype(np.float32, copy=False)
-    if options.pooling == "cls":
-        vectors = hidden[:, 0]
-    else:
-        weights = mask.astype(np.float32)[:, :, None]
-        vectors = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
+    vectors = hidden[:, 0] if options.pooling == "cls" else hidden.mean(axis=1)
     if options.normalize:
         # 1e-12 as in torch.nn.functional.normalize
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
