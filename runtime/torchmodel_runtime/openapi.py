@@ -158,7 +158,7 @@ def _torchserve_paths(plan: Plan) -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/ping": _get("Health", "torchserve", {503}),
         "/invocations": {"post": _inference("Predict", "torchserve", plan, content, {})},
-        f"/explanations/{plan.model}": {"post": explain},
+        f"/explanations/{plan.model}": {"post": explain, "put": explain, "get": explain},
         "/models": _get("The models: one", "torchserve", {503}),
     }
     for path in (f"/models/{plan.model}", f"/models/{plan.model}/{plan.version}"):

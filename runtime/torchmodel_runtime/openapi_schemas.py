@@ -123,6 +123,8 @@ def rows_schema(plan: Plan) -> Json:
     for _, length in SIZES:
         if plan.only is not None:
             lists.append(_nested(plan.only, None, length))
+            # as TorchServe's clients on KServe write a row, whatever the input is called
+            lists.append({"type": "array", "minItems": 1, "items": _document("data", _row(plan.only, length))})
         lists.append({"type": "array", "minItems": 1, "items": _object(plan, partial(_row, length=length))})
     return {"anyOf": lists}
 

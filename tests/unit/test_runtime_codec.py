@@ -150,6 +150,7 @@ def test_several_inputs_must_have_equal_rows() -> None:
         (b'{"instances": ["aGk=", "eW8="]}', ["aGk=", "eW8="]),
         (b'{"instances": [{"b64": "aGk="}, "eW8="]}', ["aGk=", "eW8="]),
         (b'{"instances": [{"x": {"b64": "aGk="}}, {"x": "eW8="}]}', ["aGk=", "eW8="]),
+        (b'{"instances": [{"data": "aGk="}, {"data": {"b64": "eW8="}}]}', ["aGk=", "eW8="]),
         (b'{"inputs": {"x": ["aGk="]}}', ["aGk="]),
     ],
 )

@@ -277,6 +277,16 @@ def test_a_form_gives_a_picture_as_it_is() -> None:
     assert decode(post_form(form(("image", picture, ""))), IMAGE, ("image/",)).inputs[0].tolist() == [picture]
 
 
+def test_several_pictures_in_a_form_are_a_row_each() -> None:
+    pictures = form(("data", b"one", "image/png"), ("data", b"two", ""), ("data", b"three", "image/jpeg"))
+    decoded = decode(post_form(pictures), IMAGE, ("image/",))
+    assert decoded.inputs[0].tolist() == [b"one", b"two", b"three"]
+    assert not decoded.is_medium, "the answer is a list"
+    mixed = form(("data", b"one", "image/png"), ("data", b'["dHdv"]', "application/json"))
+    with pytest.raises(RequestError, match="field 'data': may appear once; several are for media"):
+        decode(post_form(mixed), IMAGE, ("image/",))
+
+
 @pytest.mark.parametrize(
     ("body", "boundary", "words"),
     [
@@ -292,6 +302,7 @@ def test_a_form_gives_a_picture_as_it_is() -> None:
         (form(("data", b"\xff\xd8\xff", "image/jpeg")), "XyZ", "Content-Type image/jpeg"),
         (b"--XyZ\r\n\r\nx\r\n--XyZ--\r\n", "XyZ", "needs Content-Disposition"),
         (form(*((f"f{index}", b"", "") for index in range(33))), "XyZ", "serving.limits.maxTensors"),
+        (form(*[("data", b"", "")] * 33), "XyZ", "serving.limits.maxTensors"),
         (b"--XyZ\r\n" + b"a: b\r\n" * 20 + b"\r\nx\r\n--XyZ--\r\n", "XyZ", "not a multipart form"),
         (b"--XyZ\r\na: " + b"b" * 9000 + b"\r\n\r\nx\r\n--XyZ--\r\n", "XyZ", "not a multipart form"),
     ],
@@ -308,6 +319,7 @@ def test_a_form_gives_a_picture_as_it_is() -> None:
         "a picture for tensors",
         "a part without a name",
         "too many parts",
+        "too many of one name",
         "too many headers",
         "a header too long",
     ],

@@ -1,6 +1,7 @@
 """multipart/form-data (RFC 7578), as TorchServe's clients post files and values. Called by `codec`.
 
-The field `data` is the body that would have been posted alone; fields with the names of inputs are those inputs. The parser is
+The field `data` is the body that would have been posted alone, and several of them are several; fields with the names of inputs
+are those inputs. The parser is
 python-multipart, which most Python servers use and keep well: it takes bytes, bounds each part's header, and never copies a
 part before it is known where it ends. The standard library's parser is made for mail, and changes binary parts.
 """
@@ -35,8 +36,8 @@ class Part:
     headers: dict[str, bytes] = field(default_factory=dict)
 
 
-def read_form(content_type: str, body: bytes, limits: Limits) -> dict[str, Part]:
-    """The fields by name; content_type is the whole header. RequestError 400 for a damaged form or a field twice."""
+def read_form(content_type: str, body: bytes, limits: Limits) -> dict[str, list[Part]]:
+    """The fields by name; content_type is the whole header. RequestError 400 for a damaged form, or a field twice but `data`."""
     try:
         _, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
@@ -57,9 +58,10 @@ class _Collector:
     """What the parser calls; keeps the parts."""
 
     def __init__(self, limits: Limits) -> None:
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, list[Part]] = {}
         self.is_complete = False
         self._limits = limits
+        self._count = 0
         self._part = Part()
         self._pieces: list[bytes] = []
         self._header_name = b""
@@ -79,7 +81,8 @@ class _Collector:
         return handlers
 
     def _begin(self) -> None:
-        if len(self.parts) >= self._limits.max_tensors:
+        self._count += 1
+        if self._count > self._limits.max_tensors:
             limit = self._limits.max_tensors
             raise invalid(f"body: more than {limit} fields in the form (serving.limits.maxTensors)")
         self._part, self._pieces = Part(), []
@@ -104,7 +107,7 @@ class _Collector:
         if part.headers.get("content-transfer-encoding", b"binary").lower() not in (b"binary", b"7bit", b"8bit"):
             raise invalid(f"field {part.name!r}: Content-Transfer-Encoding must be binary (RFC 7578, 4.7)")
         part.content_type = part.headers.get("content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-        if part.name in self.parts:
+        if part.name in self.parts and part.name != DATA:
             raise invalid(f"field {part.name!r}: may appear once")
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
@@ -112,7 +115,7 @@ class _Collector:
 
     def _end(self) -> None:
         self._part.content = b"".join(self._pieces)
-        self.parts[self._part.name] = self._part
+        self.parts.setdefault(self._part.name, []).append(self._part)
 
     def _complete(self) -> None:
         self.is_complete = True

@@ -22,7 +22,7 @@ from torchmodel_runtime.codec.shapes import check_elements
 from torchmodel_runtime.config import TensorSpec
 from torchmodel_runtime.errors import RequestError, invalid
 from torchmodel_runtime.exchange import Answer, Call
-from torchmodel_runtime.tensors import bytes_tensor
+from torchmodel_runtime.tensors import Arrays, bytes_tensor
 
 _encode = msgspec.json.Encoder().encode
 
@@ -50,15 +50,34 @@ def decode_form(call: Call, plan: Plan, decode: Callable[[Call, Plan], Decoded])
             raise invalid(
                 f"form: fields {others} beside {DATA!r}; give {DATA!r} alone, or the inputs {list(plan.inputs)}"
             )
-        return decode(_as_call(parts[DATA], plan), plan)
+        return _decode_data(parts[DATA], plan, decode)
     try:
         check_names("form", parts, plan.signature.inputs)
     except RequestError as error:
         raise invalid(f"{error.message}, or give all in a field {DATA!r}") from None
-    inputs = [_read_part(parts[name], spec, plan) for name, spec in plan.inputs.items()]
+    if len(parts.get(DATA, ())) > 1:
+        raise _only_once()
+    inputs = [_read_part(parts[name][0], spec, plan) for name, spec in plan.inputs.items()]
     check_elements([array.shape for array in inputs], plan.limits)
     check_rows(inputs, plan.signature)
     return Decoded(inputs)
+
+
+def _decode_data(parts: list[Part], plan: Plan, decode: Callable[[Call, Plan], Decoded]) -> Decoded:
+    """One body, or several media: a row and an answer for each."""
+    if len(parts) == 1:
+        return decode(_as_call(parts[0], plan), plan)
+    elements: Arrays = []
+    for part in parts:
+        decoded = decode(_as_call(part, plan), plan)
+        if not decoded.is_medium:
+            raise _only_once()
+        elements += decoded.inputs
+    return Decoded([np.concatenate(elements)])
+
+
+def _only_once() -> RequestError:
+    return invalid(f"field {DATA!r}: may appear once; several are for media, which are an answer each")
 
 
 def _as_call(part: Part, plan: Plan) -> Call:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows
+from torchmodel_runtime.codec.forms import DATA
 from torchmodel_runtime.codec.jsontensors import check_json_elements, decode_data, decode_json
 from torchmodel_runtime.codec.plan import Plan
 from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_shape
@@ -70,7 +71,10 @@ def decode(call: Call, plan: Plan) -> Decoded:
 
 
 def _decode_instances(instances: msgspec.Raw, plan: Plan) -> Arrays:
-    """Rows: plain values for a model of one input, objects by input name for any model, `{"b64": ...}` for BYTES."""
+    """Rows: plain values for a model of one input, objects by input name for any model, `{"b64": ...}` for BYTES.
+
+    The one input may be called `data`.
+    """
     if not _LIST.match(instances):
         raise invalid("instances: must be a list of rows")
     if _EMPTY_LIST.match(instances):
@@ -86,6 +90,8 @@ def _decode_instances(instances: msgspec.Raw, plan: Plan) -> Arrays:
         decode_json(_object_decoder, row, f"instances[{index}]") for index, row in enumerate(rows)
     ]
     specs = plan.signature.inputs
+    if only is not None:
+        named = [_unwrap(row, only) for row in named]
     for index, row in enumerate(named):
         check_names(f"instances[{index}]", row, specs)
     return [
@@ -97,6 +103,11 @@ def _decode_instances(instances: msgspec.Raw, plan: Plan) -> Arrays:
         )
         for spec in specs
     ]
+
+
+def _unwrap(row: dict[str, msgspec.Raw], only: TensorSpec) -> dict[str, msgspec.Raw]:
+    """`{"data": ...}` as the one input, which is how TorchServe's clients on KServe write a row."""
+    return {only.name: row[DATA]} if list(row) == [DATA] else row
 
 
 def _decode_columns(columns: msgspec.Raw, plan: Plan) -> Arrays:

@@ -61,8 +61,8 @@ class RestPort:
         for path in ("/predictions/{name}", "/predictions/{name}/{version}"):
             for method in ("POST", "PUT", "GET"):  # PUT: curl --upload-file, as TorchServe's pages show it
                 add(method, path, self._predict_torchserve)
+                add(method, path.replace("predictions", "explanations"), self._not_here("explain"))
         add("POST", "/invocations", self._predict_torchserve)  # TorchServe's older route, and SageMaker's
-        add("POST", "/explanations/{name}", self._not_here("explain"))
         add("GET", "/models", self._list_torchserve)
         add("GET", "/models/{name}", self._describe)
         add("GET", "/models/{name}/{version}", self._describe)
