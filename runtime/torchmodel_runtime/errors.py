@@ -6,13 +6,32 @@ Raised anywhere in the runtime; `server.py`'s middleware is the only place that 
 
 from __future__ import annotations
 
+import reprlib
+
 from torchmodel_runtime.config import EXIT_PERMANENT, Failure
+
+MAX_MESSAGE = 1000
+"""Characters of a sentence for the client, which may quote what the client sent."""
+
+_QUOTED = reprlib.Repr()
+_QUOTED.maxstring = _QUOTED.maxother = 100
+_QUOTED.maxlong = 40
+_QUOTED.maxlist = _QUOTED.maxdict = 8
+
+
+def quote(value: object) -> str:
+    """What a client sent, as a sentence says it: as repr, and short whatever it is."""
+    try:
+        return _QUOTED.repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 class RequestError(Exception):
     """A request that gets no answer: an HTTP status, a stable code for logs and metrics, a sentence for the client."""
 
     def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
+        message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}..."
         super().__init__(message)
         self.status = status
         self.code = code

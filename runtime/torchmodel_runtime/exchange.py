@@ -13,6 +13,15 @@ Dialect = Literal["v2", "v1", "torchserve", "grpc"]
 """grpc: V2 in the messages of its gRPC form."""
 
 
+OCTETS = "application/octet-stream"
+"""HTTP's default where the client named no type (RFC 9110, 8.3)."""
+
+
+def media_type(field: str) -> str:
+    """Of a Content-Type: in lower case, without parameters; `OCTETS` where it says nothing."""
+    return field.partition(";")[0].strip().lower() or OCTETS
+
+
 @dataclass(slots=True)
 class Call:
     """A request for inference, read whole."""
@@ -22,8 +31,8 @@ class Call:
     body: bytes
     headers: Mapping[str, str]
     """By name without regard to case."""
-    content_type: str = "application/octet-stream"
-    """Media type in lower case, without parameters; HTTP's default where the client named none (RFC 9110, 8.3)."""
+    content_type: str = OCTETS
+    """As `media_type` gives it."""
     version: str | None = None
     """As in the path; None where the path names none."""
     timeout_s: float | None = None

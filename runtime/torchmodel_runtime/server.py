@@ -20,7 +20,7 @@ from torchmodel_runtime.codec import Plan
 from torchmodel_runtime.config import ServerConfig
 from torchmodel_runtime.deadlines import choose_timeout_s
 from torchmodel_runtime.decodepool import DecodePool
-from torchmodel_runtime.errors import RequestError
+from torchmodel_runtime.errors import RequestError, quote
 from torchmodel_runtime.exchange import Answer, Call, Dialect
 from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.startup import LoadedModel
@@ -125,9 +125,9 @@ class Server:
     def check_name(self, model: str, version: str | None) -> None:
         """RequestError 404 for another model's name or version."""
         if model != self.config.name:
-            raise errors.not_found(f"no model {model!r} here; this server has {self.config.name!r}")
+            raise errors.not_found(f"no model {quote(model)} here; this server has {self.config.name!r}")
         if version is not None and version != VERSION:
-            raise errors.not_found(f"model {model!r} has no version {version!r}; it has {VERSION!r}")
+            raise errors.not_found(f"model {model!r} has no version {quote(version)}; it has {VERSION!r}")
 
     async def answer(
         self, dialect: Dialect, headers: Mapping[str, str], call: Call | Coroutine[Any, Any, Call]

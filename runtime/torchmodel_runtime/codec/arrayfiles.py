@@ -22,7 +22,7 @@ from torchmodel_runtime.codec.plan import Plan
 from torchmodel_runtime.codec.rawtensors import decode_raw
 from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_shape, check_tensors
 from torchmodel_runtime.config import TensorSpec
-from torchmodel_runtime.errors import invalid
+from torchmodel_runtime.errors import invalid, quote
 from torchmodel_runtime.exchange import Answer
 from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays
 
@@ -75,7 +75,7 @@ def decode_safetensors(body: bytes, plan: Plan) -> Decoded:
         _dtype_of(where, spec)
         entry, wanted = entries[name], SAFETENSORS_DTYPES[spec.datatype]
         if entry.dtype != wanted:
-            raise invalid(f"{where}: dtype {entry.dtype!r}, must be {wanted} ({spec.datatype})")
+            raise invalid(f"{where}: dtype {quote(entry.dtype)}, must be {wanted} ({spec.datatype})")
         check_rank(where, len(entry.shape), plan.limits)
         start, end = entry.data_offsets
         inputs.append(decode_raw(where, data[start:end], spec, entry.shape))

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from torchmodel_runtime.config import Signature, TensorSpec
-from torchmodel_runtime.errors import invalid
+from torchmodel_runtime.errors import invalid, quote
 from torchmodel_runtime.tensors import Arrays
 
 Form = Literal["json", "binary", "npy", "safetensors"]
@@ -51,8 +51,8 @@ def check_names(where: str, given: Mapping[str, Any], specs: Sequence[TensorSpec
         return
     expected = [spec.name for spec in specs]
     missing = [name for name in expected if name not in given]
-    unknown = [name[:128] for name in given if name not in expected][:32]
-    raise invalid(f"{where}: missing {missing}, unknown {unknown}; this model has {expected}")
+    unknown = [name for name in given if name not in expected]
+    raise invalid(f"{where}: missing {missing}, unknown {quote(unknown)}; this model has {expected}")
 
 
 def check_rows(inputs: Arrays, signature: Signature) -> None:

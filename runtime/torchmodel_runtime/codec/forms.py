@@ -39,7 +39,7 @@ class Part:
 def read_form(content_type: str, body: bytes, limits: Limits) -> dict[str, list[Part]]:
     """The fields by name; content_type is the whole header. RequestError 400 for a damaged form, or a field twice but `data`."""
     try:
-        _, options = parse_options_header(content_type)
+        _, options = parse_options_header(content_type.encode("utf-8", "surrogateescape"))
         boundary = options.get(b"boundary", b"")
         if not boundary:
             raise invalid("Content-Type multipart/form-data: has no boundary")
@@ -47,7 +47,7 @@ def read_form(content_type: str, body: bytes, limits: Limits) -> dict[str, list[
         parser = MultipartParser(boundary, collector.callbacks())
         parser.write(body)
         parser.finalize()
-    except (FormParserError, UnicodeDecodeError) as error:
+    except (FormParserError, UnicodeError) as error:
         raise invalid(f"body: not a multipart form: {error}") from None
     if not collector.is_complete:
         raise invalid("body: the multipart form ends before its last boundary")

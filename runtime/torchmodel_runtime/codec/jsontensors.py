@@ -118,7 +118,9 @@ def decode_json(
     """Decode by msgspec, whose message names the field and what it must be."""
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise invalid(f"{where}{part}: lists and objects are nested too deep") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         hint = "; JSON has no NaN and no Infinity" if _NOT_JSON.search(data) else ""
         raise invalid(f"{where}{part}: {error}{hint}") from None
 

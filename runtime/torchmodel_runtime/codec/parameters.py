@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torchmodel_runtime.errors import invalid
+from torchmodel_runtime.errors import invalid, quote
 
 _SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 """Triton's sequence extension: state between requests. 0 and false mean no sequence."""
@@ -44,4 +44,4 @@ def check_output(where: str, parameters: Mapping[str, Any]) -> None:
 def _check_flag(where: str, name: str, parameters: Mapping[str, Any]) -> None:
     value = parameters.get(name, False)
     if not isinstance(value, bool):
-        raise invalid(f"{where}: {name} {value!r}, must be true or false")
+        raise invalid(f"{where}: {name} {quote(value)}, must be true or false")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from torchmodel_runtime.config import Limits, TensorSpec
-from torchmodel_runtime.errors import invalid, too_large
+from torchmodel_runtime.errors import invalid, quote, too_large
 
 
 def check_shape(where: str, shape: Sequence[int], spec: TensorSpec) -> None:
@@ -45,7 +45,7 @@ def check_elements(shapes: Sequence[Sequence[int]], limits: Limits) -> None:
         elements += math.prod(shape)
     if elements > limits.max_elements:
         raise too_large(
-            f"inputs: {elements} elements, at most {limits.max_elements} are taken (serving.limits.maxElements)"
+            f"inputs: {quote(elements)} elements, at most {limits.max_elements} are taken (serving.limits.maxElements)"
         )
 
 

@@ -20,7 +20,7 @@ from torchmodel_runtime.codec.negotiation import FORM_TYPES
 from torchmodel_runtime.codec.plan import Plan
 from torchmodel_runtime.codec.shapes import check_elements
 from torchmodel_runtime.config import TensorSpec
-from torchmodel_runtime.errors import RequestError, invalid
+from torchmodel_runtime.errors import RequestError, invalid, quote
 from torchmodel_runtime.exchange import Answer, Call
 from torchmodel_runtime.tensors import Arrays, bytes_tensor
 
@@ -48,7 +48,7 @@ def decode_form(call: Call, plan: Plan, decode: Callable[[Call, Plan], Decoded])
         others = [name for name in parts if name != DATA]
         if others:
             raise invalid(
-                f"form: fields {others} beside {DATA!r}; give {DATA!r} alone, or the inputs {list(plan.inputs)}"
+                f"form: fields {quote(others)} beside {DATA!r}; give {DATA!r} alone, or the inputs {list(plan.inputs)}"
             )
         return _decode_data(parts[DATA], plan, decode)
     try:

@@ -21,7 +21,7 @@ from torchmodel_runtime.codec.plan import Flat, Plan
 from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
 from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_shape, check_tensors
 from torchmodel_runtime.config import TensorSpec
-from torchmodel_runtime.errors import RequestError, invalid
+from torchmodel_runtime.errors import RequestError, invalid, quote
 from torchmodel_runtime.exchange import Answer, Call
 from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays, bytes_tensor
 
@@ -145,14 +145,14 @@ def _binary_pieces(tensors: list[_InputTensor], binary: bytes | memoryview) -> l
         if size is None:
             pieces.append(None)
             continue
-        where = f"input {tensor.name!r}"
+        where = f"input {quote(tensor.name)}"
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise invalid(f"{where}: binary_data_size {size!r}, must be a number of bytes")
+            raise invalid(f"{where}: binary_data_size {quote(size)}, must be a number of bytes")
         if tensor.data != _ABSENT:
             raise invalid(f"{where}: has both data and binary_data_size, must have one of them")
         if size > len(binary) - position:
             raise invalid(
-                f"{where}: binary_data_size {size}, but {len(binary) - position} bytes are left of the body's binary part"
+                f"{where}: binary_data_size {quote(size)}, but {len(binary) - position} bytes are left of the body's binary part"
                 f" ({JSON_LENGTH} says where it begins)"
             )
         pieces.append(binary[position : position + size])
@@ -167,7 +167,7 @@ def _binary_pieces(tensors: list[_InputTensor], binary: bytes | memoryview) -> l
 def _decode_by_name(tensors: list[_InputTensor], pieces: list[bytes | memoryview | None], plan: Plan) -> Arrays:
     given = {tensor.name: (tensor, piece) for tensor, piece in zip(tensors, pieces, strict=True)}
     if len(given) != len(tensors):
-        raise invalid(f"inputs: each name may appear once, got {[tensor.name for tensor in tensors]}")
+        raise invalid(f"inputs: each name may appear once, got {quote([tensor.name for tensor in tensors])}")
     check_names("inputs", given, plan.signature.inputs)
     return [_decode_tensor(given[name][0], spec, given[name][1], plan) for name, spec in plan.inputs.items()]
 
@@ -176,7 +176,7 @@ def _decode_tensor(tensor: _InputTensor, spec: TensorSpec, piece: bytes | memory
     where = f"input {spec.name!r}"
     shape = tensor.shape
     if tensor.datatype != spec.datatype:
-        raise invalid(f"{where}: datatype {tensor.datatype!r}, must be {spec.datatype}")
+        raise invalid(f"{where}: datatype {quote(tensor.datatype)}, must be {spec.datatype}")
     if tensor.parameters:
         parameters.check_tensor(where, tensor.parameters)
     check_rank(where, len(shape), plan.limits)
@@ -229,9 +229,15 @@ def _decode_raw_mode(body: bytes | memoryview, plan: Plan) -> Decoded:
 
 def _read_outputs(requested: list[_RequestedOutput], decoded: Decoded, plan: Plan) -> None:
     """Which outputs, and which of them in binary form."""
+    if len(requested) > len(plan.outputs):
+        raise invalid(
+            f"outputs: {len(requested)} are asked for, this model has {len(plan.outputs)}: {list(plan.outputs)}"
+        )
     for output in requested:
         if output.name not in plan.outputs:
-            raise invalid(f"outputs: {output.name!r} is not an output of this model, which has {list(plan.outputs)}")
+            raise invalid(
+                f"outputs: {quote(output.name)} is not an output of this model, which has {list(plan.outputs)}"
+            )
         if output.parameters:
             parameters.check_output(f"output {output.name!r}", output.parameters)
             if "binary_data" in output.parameters:
