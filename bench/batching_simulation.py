@@ -14,7 +14,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torchmodel_runtime.batching import BatchRules, BatchWindow, Entry
+from torchmodel_runtime.batching import BatchWindow, Entry
+from torchmodel_runtime.batchrules import BatchRules
 from torchmodel_runtime.costmodel import CostModel
 
 CALL_S, POSITION_S, NOISE = 2.3e-3, 85e-6, 0.05

@@ -19,7 +19,8 @@ import numpy as np
 
 from torchmodel_runtime import errors
 from torchmodel_runtime.admission import Admission, Load
-from torchmodel_runtime.batching import BatchRules, BatchWindow, Entry
+from torchmodel_runtime.batching import BatchWindow, Entry
+from torchmodel_runtime.batchrules import BatchRules
 from torchmodel_runtime.config import Serving
 from torchmodel_runtime.costmodel import CostModel
 from torchmodel_runtime.metrics import Metrics
@@ -56,15 +57,14 @@ OnDone = Callable[[list[Arrays], "Exception | None"], None]
 class Ticket:
     """One request on its way: who is told when all of its pieces are computed, or one failed."""
 
-    __slots__ = ("counts", "is_open", "missing", "on_done", "pieces", "results", "seen", "timeout_s")
+    __slots__ = ("counts", "is_open", "missing", "on_done", "pieces", "results", "seen")
 
-    def __init__(self, pieces: list[_Piece], counts: list[int], timeout_s: float, seen: Observation | None) -> None:
+    def __init__(self, pieces: list[_Piece], counts: list[int], seen: Observation | None) -> None:
         self.pieces = pieces
         self.counts = counts
         """How many pieces each part became."""
         self.missing = len(pieces)
         self.results: list[Any] = [None] * self.missing
-        self.timeout_s = timeout_s
         self.seen = seen
         """Where it is written down when its first batch began, and what that was."""
         self.is_open = True
@@ -122,6 +122,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._seats = [_Seat(runner, worker) for runner, worker in seats]
         self._rules = rules
+        self._max_rows = serving.queue.max_rows
         self._metrics = metrics
         self._cost = CostModel(rules.max_rows)
         self._admission = Admission(serving.queue, self._cost, len(self._seats))
@@ -165,12 +166,12 @@ class Batcher:
         now_s = time.monotonic()
         timeout_s = deadline_s - now_s
         if timeout_s <= 0:
-            raise errors.timed_out(0.0)
+            raise errors.timed_out(deadline_s - (now_s if seen is None else seen.started_s))
         counts, pieces = self._cut(parts)
         rows = self._admit(pieces, now_s, timeout_s)
         if seen is not None:
             seen.rows = rows
-        ticket = Ticket(pieces, counts, timeout_s, seen)
+        ticket = Ticket(pieces, counts, seen)
         ticket.on_done = on_done
         for index, piece in enumerate(pieces):
             piece.ticket = ticket
@@ -186,6 +187,11 @@ class Batcher:
         if self._soon is None:
             self._schedule()
         return ticket
+
+    def check_room(self) -> None:
+        """RequestError 429 while not one row more could wait: to be asked before a body is read and decoded."""
+        if self._window.queued_rows >= self._max_rows:
+            raise errors.queue_full(self._window.queued_rows, self._max_rows, self.retry_after_s())
 
     def withdraw(self, ticket: Ticket) -> None:
         """Nobody waits for it any more: what is not computed yet never will be, and nobody is told."""
@@ -376,7 +382,8 @@ class Batcher:
 
     def _fail_expired(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
-            self._fail(piece, errors.timed_out(piece.ticket.timeout_s))
+            seen = piece.ticket.seen
+            self._fail(piece, errors.timed_out(piece.deadline_s - (piece.arrived_s if seen is None else seen.started_s)))
 
     def _fail(self, piece: _Piece, error: Exception) -> None:
         """The request fails as a whole: the rest of it leaves the queue."""

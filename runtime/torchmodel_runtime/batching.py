@@ -9,10 +9,7 @@ that are free together share what waits, or one would compute and the others loo
   at a time, the next one steps to its end: whoever comes later waits for one batch of a huge request, not for all of it.
 - **Who may join.** Entries of an equal key (tail shapes and datatypes). Without padding they leave in the order they came, and
   one that does not fit closes the batch.
-- **Who should join, with padding.** A row costs what the longest of its batch costs, a batch costs a call besides. All that
-  waits, in order of length, is cut into batches of the least predicted time in sum (`costmodel`; dynamic programming), and of
-  these the oldest's is run. So short rows neither pay for long ones nor for a call of their own, and the more wait, the closer
-  the lengths in a batch. docs/explanation/batching.md has the figures, and those of the rivals that lost.
+- **Who should join, with padding.** Those whose lengths are near: `paddingplan` says which.
 - **How large.** At most the rows and the padded bytes that `BatchRules` allow, and no more than can be ready by the earliest
   deadline in the batch, as far as the cost model knows. An entry that is larger by itself runs alone.
 - **With a delay** a batch that is not full waits until its oldest entry is that old, but only where company is likely: another
@@ -31,26 +28,9 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
+from torchmodel_runtime.batchrules import BatchRules, Room
 from torchmodel_runtime.costmodel import CostModel
-
-PLANNED_ENTRIES = 128
-"""Waiting entries, nearest in length to the oldest, that are planned for: half a millisecond for all, a tenth for fifty."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRules:
-    """What the proofs of warm-up allow batches to be."""
-
-    max_rows: int
-    """Most rows in one call of the module; 1: batching is off."""
-    padded_inputs: tuple[int, ...] = ()
-    """Indices of the module inputs whose axis 1 may differ within a batch, as the engine pads them; all of one request have
-    the same length there. Empty: only equal shapes share a batch."""
-    max_batch_bytes: int = 0
-    """Most bytes of (padded) inputs in a batch, from the memory that is free; 0: no bound."""
-    depth: int = 1
-    """Batches a worker may hold: 2 where the next can be brought to the device while one runs, else 1. Only a full batch goes
-    to a worker that is busy, since one that is not may still grow."""
+from torchmodel_runtime.paddingplan import choose_similar
 
 
 class Entry:
@@ -170,7 +150,7 @@ class BatchWindow(Generic[E]):
                     return take
         if workers > 1 and not only_full:
             limit = max(1, min(limit, -(-waiting_rows // workers)))
-        batch = self._choose(line, limit) if len(line) > 1 else line[:]
+        batch = self._choose(line, Room(limit, self._rules.max_batch_bytes)) if len(line) > 1 else line[:]
         if self.earliest_deadline_s < math.inf and len(batch) > 1:
             self._shorten(batch, line[0], now_s)
         self._remove(line, batch)
@@ -185,73 +165,17 @@ class BatchWindow(Generic[E]):
         lines = self._lines.values()
         return next(iter(lines)) if len(lines) == 1 else min(lines, key=_first_turn)
 
-    def _choose(self, line: list[E], max_rows: int) -> list[E]:
+    def _choose(self, line: list[E], room: Room) -> list[E]:
         """The oldest of the line and its companions: a leading part of it, or with padding those of similar length."""
         if self._rules.padded_inputs:
-            return self._choose_similar(line, max_rows)
-        max_rows = self._allowed_rows(line[0], max_rows)
+            return choose_similar(line, room, self._cost)
+        max_rows = room.rows_of(line[0].row_bytes)
         rows = 0
         for count, entry in enumerate(line):
             rows += entry.rows
             if rows > max_rows:
                 return line[: count or 1]
         return line[:]
-
-    def _choose_similar(self, line: list[E], max_rows: int) -> list[E]:
-        """The batch of the oldest in the cheapest plan for all that waits."""
-        entries = sorted(line, key=_row_bytes)  # stable: of equal length the older first
-        oldest = entries.index(line[0])
-        if len(entries) > PLANNED_ENTRIES:
-            first = min(max(0, oldest - PLANNED_ENTRIES // 2), len(entries) - PLANNED_ENTRIES)
-            entries, oldest = entries[first : first + PLANNED_ENTRIES], oldest - first
-        begins = self._plan(entries, max_rows)
-        end = len(entries)
-        while begins[end] > oldest:
-            end = begins[end]
-        begin = begins[end]
-        rows = sum(map(_rows, entries[begin:end]))
-        while end < len(entries) and entries[end].row_bytes == entries[end - 1].row_bytes:
-            rows += entries[end].rows
-            if rows > self._allowed_rows(entries[end], max_rows):
-                break
-            end += 1  # company of the same length costs no padding, whatever it was planned for
-        return entries[begin:end]
-
-    def _plan(self, entries: list[E], max_rows: int) -> list[int]:
-        """Cut entries, sorted by length, into batches of the least time in sum: where the batch begins that ends at each."""
-        call_s, worth = self._prices(entries)
-        sums, begins = [0.0], [0]
-        for end in range(1, len(entries) + 1):
-            longest_s = worth[end - 1]
-            allowed = self._allowed_rows(entries[end - 1], max_rows)
-            rows = entries[end - 1].rows
-            best_s, begin = sums[end - 1] + longest_s * rows, end - 1
-            for start in range(end - 2, -1, -1):
-                more = entries[start].rows
-                rows += more
-                if rows > allowed or (longest_s - worth[start]) * more > call_s:
-                    break  # no room, or its padding alone would cost more than a call of its own
-                total_s = sums[start] + longest_s * rows
-                if total_s < best_s:
-                    best_s, begin = total_s, start
-            sums.append(best_s + call_s)
-            begins.append(begin)
-        return begins
-
-    def _prices(self, entries: list[E]) -> tuple[float, list[float]]:
-        """What a call costs, and for each entry a row of its length; without data a call is worth half a row, a guess."""
-        cost = self._cost
-        if cost.known and cost.byte_s:
-            return cost.batch_s, [cost.row_s + cost.byte_s * entry.row_bytes for entry in entries]
-        if cost.known:
-            return 1.0, [0.0] * len(entries)  # length costs nothing, as far as anybody saw
-        return sum(map(_row_bytes, entries)) / len(entries) / 2, [float(entry.row_bytes) for entry in entries]
-
-    def _allowed_rows(self, longest: E, max_rows: int) -> int:
-        """Most rows that may be as long as that one's."""
-        if self._rules.max_batch_bytes and longest.row_bytes:
-            return min(max_rows, self._rules.max_batch_bytes // longest.row_bytes)
-        return max_rows
 
     def _shorten(self, batch: list[E], oldest: E, now_s: float) -> None:
         """Leave companions out until the batch is ready by the earliest deadline that it can meet at all."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torchmodel_runtime import artifacts
 from torchmodel_runtime.batcher import Runner
-from torchmodel_runtime.batching import BatchRules
+from torchmodel_runtime.batchrules import BatchRules
 from torchmodel_runtime.config import INTERNAL_ERROR, ColdStart, ModelReport, ParallelismReport, ServerConfig
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.parallelism import Plan, Timing, choose_plan, limit_size, thread_counts, with_one_worker

@@ -7,7 +7,8 @@ import random
 
 import pytest
 from torchmodel_runtime.admission import Admission, Load
-from torchmodel_runtime.batching import BatchRules, BatchWindow, Entry
+from torchmodel_runtime.batching import BatchWindow, Entry
+from torchmodel_runtime.batchrules import BatchRules
 from torchmodel_runtime.config import Queue
 from torchmodel_runtime.costmodel import CostModel
 from torchmodel_runtime.errors import RequestError

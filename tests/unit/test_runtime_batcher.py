@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from torchmodel_runtime.batcher import Batcher
-from torchmodel_runtime.batching import BatchRules
+from torchmodel_runtime.batchrules import BatchRules
 from torchmodel_runtime.config import Queue, Serving
 from torchmodel_runtime.errors import RequestError, model_failed
 from torchmodel_runtime.metrics import Metrics

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torchmodel_runtime.batching import BatchRules, BatchWindow, Entry
+from torchmodel_runtime.batching import BatchWindow, Entry
+from torchmodel_runtime.batchrules import BatchRules
 from torchmodel_runtime.costmodel import CostModel
 
 
