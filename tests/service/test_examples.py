@@ -55,6 +55,7 @@ def test_the_digests_of_the_how_to_are_those_of_the_manifests(tmp_path: Path) ->
 
 def test_every_page_with_commands_is_run_here() -> None:
     run = {"first-model.md", "pin-a-checkpoint.md", "README.md"}
+    run.add("use-your-client.md")  # by test_clients_docs.py
     for page in PAGES:
         has_commands = any(block.language == "bash" for block in blocks_of(page))
         assert not has_commands or page.name in run, page
