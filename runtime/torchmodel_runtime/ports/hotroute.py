@@ -5,7 +5,8 @@ What is left out for a whole, small request to an inference route is what aiohtt
 middlewares and the router, a Response, a payload writer; and the parser itself for a head, byte for byte the same, that it
 has read before (`heads`). That is most of the time of a small request (docs/design/0002-the-hot-route.md). Such a request goes
 by `passage`; everything else, and whatever is unusual about a request, the usual way to `Server.answer`. Requests of one
-connection are answered in order, whichever way each goes.
+connection are answered in order, whichever way each goes. What is no HTTP at all is refused here too: nothing behind this room
+sees it.
 
 `HotConnection` builds on `aiohttp.web_protocol.RequestHandler` and on private names of it; the requirement in pyproject.toml
 is as narrow as that, and tests/service/test_runtime_hotroute.py holds the two ways against each other.
@@ -14,7 +15,8 @@ is as narrow as that, and tests/service/test_runtime_hotroute.py holds the two w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -25,10 +27,15 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from torchmodel_runtime.config import ServerConfig
-from torchmodel_runtime.exchange import Answer, Call, Dialect
+from torchmodel_runtime.errors import RequestError
+from torchmodel_runtime.exchange import OCTETS, Answer, Call, Dialect, media_type
 from torchmodel_runtime.passage import Passage, is_quick
+from torchmodel_runtime.ports.badhttp import explain_malformed
 from torchmodel_runtime.ports.heads import Heads, spans
 from torchmodel_runtime.server import VERSION, Server
+from torchmodel_runtime.telemetry import REQUEST_ID
+
+logger = logging.getLogger(__name__)
 
 MAX_HOT_BYTES = 65536
 """A larger body does not come in one read of the socket anyway (aiohttp's and uvloop's buffers)."""
@@ -37,6 +44,7 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: {SERVER_SOFTWARE}\r\nDate: "
     for status in HTTPStatus
 }
+_CLOSE = "Connection: close\r\n"
 
 
 def hot_routes(config: ServerConfig) -> dict[str, tuple[Dialect, str | None]]:
@@ -60,14 +68,19 @@ class HotConnection(RequestHandler):
     __slots__ = (
         "_heads",
         "_hot",
+        "_incoming",
         "_is_aligned",
+        "_is_refused",
         "_max_bytes",
+        "_max_header_bytes",
         "_routes",
         "_server",
         "_set_aside",
         "_stall",
         "_stall_limit_s",
         "_starting",
+        "_unsent_bytes",
+        "_ways",
     )
 
     def __init__(
@@ -77,7 +90,13 @@ class HotConnection(RequestHandler):
         self._server = server
         self._routes = routes
         self._heads = heads
+        self._ways = server.metrics.ways
         self._max_bytes = min(MAX_HOT_BYTES, server.config.serving.max_request_bytes)
+        self._max_header_bytes = server.config.serving.limits.max_header_bytes
+        self._incoming: StreamReader | None = None
+        """The body of the last request that was parsed, whole or not."""
+        self._is_refused = False
+        """What is no HTTP was part of that body: the request's own answer says so."""
         self._is_aligned = True
         """What comes next begins a request: every byte before it belonged to a whole one."""
         self._hot: asyncio.Task[None] | Passage | None = None
@@ -85,32 +104,44 @@ class HotConnection(RequestHandler):
         self._set_aside: asyncio.Future[None] | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._stall_limit_s = server.config.serving.limits.body_timeout_seconds
+        self._unsent_bytes = 0
+        """As the stall was last looked at."""
 
     def data_received(self, data: bytes) -> None:
         """A request whose head is known at once; else parse, answer what is hot, in order, and wake `start` for the rest."""
         waiter = self._waiter
         if waiter is None:  # `start` is at work on a request, or a hot one is: what comes now waits its turn
-            if data:  # aiohttp calls with none when it resumes
-                self._is_aligned = False
-            super().data_received(data)
+            self._parse(data)
             return
         if self._is_aligned and not self._messages and (call := self._heads.find(data)) is not None:
             if not (self._close or self._force_close):
-                self._begin(waiter, call)
+                self._begin(waiter, call, "known")
             return
         self._waiter = None
-        super().data_received(data)
+        self._parse(data)
         self._waiter = waiter
-        if data:
-            self._is_aligned = self._is_aligned and self._is_whole(data)
         if self._messages:
-            self._next(data)
+            self._next(data if self._is_aligned and len(self._messages) == 1 else b"")
+
+    def _parse(self, data: bytes) -> None:
+        """Messages from data, by aiohttp. What goes wrong inside of a body is told to the request that waits for it."""
+        waiting = len(self._messages)
+        super().data_received(data)
+        if data:  # aiohttp calls with none when it resumes
+            self._is_aligned = self._is_aligned and len(self._messages) == waiting + 1 and self._is_whole(data)
+        if not self._messages:
+            return
+        message, payload = self._messages[-1]
+        if isinstance(message, RawRequestMessage):
+            self._incoming = payload
+        elif self._incoming is not None and not self._incoming.is_eof():
+            self._incoming.set_exception(explain_malformed(message.exc, self._max_header_bytes))
+            self._incoming.feed_eof()
+            self._is_refused = True
 
     def _is_whole(self, data: bytes) -> bool:
-        """True when data, parsed just now at the beginning of a request, is that request and nothing else."""
-        if len(self._messages) != 1:
-            return False
-        message, payload = self._messages[0]
+        """True when data, parsed just now at the beginning of a request, is the one that waits last and nothing else."""
+        message, payload = self._messages[-1]
         return (
             isinstance(message, RawRequestMessage)
             and payload.is_eof()
@@ -121,7 +152,7 @@ class HotConnection(RequestHandler):
     def _next(self, data: bytes = b"") -> None:
         """Begin with the first message that waits: hot, or by waking `start`. One after the other until one has to wait.
 
-        data: what the first one was read from, where it is all of that.
+        data: what the first one was read from, where that is all of it.
         """
         if self._starting:
             return
@@ -140,10 +171,10 @@ class HotConnection(RequestHandler):
             if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
                 self._resume_reading_if_drained()
             call = self._make_call(message, payload)
-            if self._is_aligned and data:
+            if data:
                 self._heads.learn(data, call)
                 data = b""
-            self._begin(waiter, call)
+            self._begin(waiter, call, "parsed")
         self._starting = False
 
     def _is_hot(self, message: Any, payload: StreamReader) -> bool:
@@ -162,28 +193,35 @@ class HotConnection(RequestHandler):
     def _make_call(self, message: Any, payload: StreamReader) -> Call:
         headers = message.headers
         dialect, version = self._routes[message.path]
-        content_type = headers.get("Content-Type", "application/octet-stream")
+        content_type = headers.get("Content-Type", OCTETS)
         if content_type != "application/json":
-            content_type = content_type.partition(";")[0].strip().lower()
+            content_type = media_type(content_type)
         body = payload.read_nowait(-1)
         return Call(dialect, self._server.config.name, body, headers, content_type, version)
 
-    def _begin(self, waiter: asyncio.Future[None], call: Call) -> None:
-        """Answer a hot request; `start` does not see the connection meanwhile."""
+    def _begin(self, waiter: asyncio.Future[None], call: Call, head: str) -> None:
+        """Answer a hot request; `start` does not see the connection meanwhile. head: known, or parsed."""
         self._request_in_progress = True
         self._set_aside, self._waiter = waiter, None
         if is_quick(self._server, call):
+            self._ways[head, "passage"] += 1
             self._hot = passage = Passage(self._server, call, self._reply)
             passage.begin()
         else:
+            self._ways[head, "task"] += 1
             self._hot = self._loop.create_task(self._answer(call))
 
     def _reply(self, answer: Answer) -> None:
-        self._write(answer)
-        if self._paused:
-            self._hot = self._loop.create_task(self._wait_for_reader())
-        else:
-            self._done()
+        """Never raises: whoever calls has the answers of other clients in hand."""
+        try:
+            self._write(answer)
+            if self._paused:
+                self._hot = self._loop.create_task(self._wait_for_reader())
+            else:
+                self._done()
+        except Exception:
+            logger.exception("an answer could not be written")
+            self._cut()
 
     async def _wait_for_reader(self) -> None:
         """The client's buffers are full: its next request waits until they are not."""
@@ -208,7 +246,7 @@ class HotConnection(RequestHandler):
     def _write(self, answer: Answer) -> None:
         if self.transport is None:
             return
-        close = "Connection: close\r\n" if self._server.is_leaving else ""
+        close = _CLOSE if self._server.is_leaving else ""
         self.transport.write(serialize_head(answer, close) + answer.body)
         if close:
             self._close = True
@@ -246,21 +284,56 @@ class HotConnection(RequestHandler):
             self._hot.cancel()
         super().connection_lost(exc)
 
+    # --- what is no HTTP ---
+
+    def _make_error_handler(self, err_info: Any) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        """Called by `start` in the turn of what could not be parsed; the connection closes afterwards."""
+
+        async def refuse(_: web.BaseRequest) -> web.StreamResponse:
+            if not self._is_refused:
+                self._write_refusal(explain_malformed(err_info.exc, self._max_header_bytes))
+            return _Written()
+
+        return refuse
+
+    def _write_refusal(self, error: RequestError) -> None:
+        """In V2's form, which is V1's too: its path may not have been read."""
+        answer = self._server.refuse("v2", error)
+        answer.headers[REQUEST_ID] = self._server.telemetry.note_refused(error)
+        if self.transport is not None:
+            self.transport.write(serialize_head(answer, _CLOSE) + answer.body)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """A body that ends in what is no HTTP, of a request that was refused before it was read: its client's fault."""
+        if not isinstance(kw.get("exc_info"), RequestError):
+            super().log_exception(*args, **kw)
+
     # --- clients that do not read their answers ---
 
     def pause_writing(self) -> None:
-        """The client's buffers are full: it has a while to read, then the connection is cut."""
+        """The client's buffers are full: it may read slowly, but where it reads nothing for a while the connection is cut."""
         super().pause_writing()
         if self._stall is None:
-            self._stall = self._loop.call_later(self._stall_limit_s, self._cut)
+            self._watch_reader()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """It has read nearly all."""
         self._cancel_stall()
         super().resume_writing()
 
-    def _cut(self) -> None:
+    def _watch_reader(self) -> None:
+        if self.transport is not None:
+            self._unsent_bytes = self.transport.get_write_buffer_size()
+            self._stall = self._loop.call_later(self._stall_limit_s, self._check_reader)
+
+    def _check_reader(self) -> None:
         self._stall = None
+        if self.transport is not None and self.transport.get_write_buffer_size() < self._unsent_bytes:
+            self._watch_reader()
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 
@@ -268,6 +341,20 @@ class HotConnection(RequestHandler):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+
+class _Written(web.Response):
+    """Stands for an answer that is written already, and the last of its connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.force_close()
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to do."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to do."""
 
 
 def serialize_head(answer: Answer, more: str = "") -> bytes:

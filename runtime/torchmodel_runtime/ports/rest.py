@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from torchmodel_runtime import errors
+from torchmodel_runtime.bytebudget import Hold
 from torchmodel_runtime.codec import make_plan
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.exchange import Answer, Call, Dialect
@@ -26,6 +27,9 @@ from torchmodel_runtime.startup import LoadedModel
 from torchmodel_runtime.telemetry import REQUEST_ID
 
 logger = logging.getLogger(__name__)
+
+MAX_INDEX_BYTES = 4096
+"""Of the body of POST /v2/repository/index, which has one field."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -85,23 +89,17 @@ class RestPort:
         return await self._infer(request, "torchserve")
 
     async def _infer(self, request: web.Request, dialect: Dialect) -> web.Response:
-        answer = await self._server.answer(dialect, request.headers, self._read(request, dialect))
+        self._server.metrics.ways["parsed", "framework"] += 1
+        hold = self._server.open_hold()
+        answer = await self._server.answer(dialect, request.headers, self._read(request, dialect, hold), hold)
         return self._respond(answer)
 
-    async def _read(self, request: web.Request, dialect: Dialect) -> Call:
+    async def _read(self, request: web.Request, dialect: Dialect, hold: Hold) -> Call:
         """The whole request; what can be refused without its body is refused before that is read."""
         name = request.match_info.get("name") or request.query.get("model_name", self._config.name)
-        version = request.match_info.get("version")
+        version = _version_of(request, dialect)
         self._server.admit(name, version)
-        limits = self._config.serving.limits
-        try:
-            async with asyncio.timeout(limits.body_timeout_seconds):
-                body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            limit = self._config.serving.max_request_bytes
-            raise errors.too_large(f"the body is larger than {limit} bytes (serving.maxRequestBytes)") from None
-        except TimeoutError:
-            raise errors.body_too_slow(limits.body_timeout_seconds) from None
+        body = await self._read_body(request, self._config.serving.max_request_bytes, hold)
         return Call(
             dialect=dialect,
             model=name,
@@ -110,6 +108,28 @@ class RestPort:
             content_type=request.content_type,
             version=version,
         )
+
+    async def _read_body(self, request: web.Request, max_bytes: int, hold: Hold | None = None) -> bytes:
+        """All of it; RequestError 408 when it comes too slowly, 413 when it is too much, 429 when hold has no room for it."""
+        setting = "" if hold is None else " (serving.maxRequestBytes)"
+        too_large = errors.too_large(f"the body is larger than {max_bytes} bytes{setting}")
+        limit_s = self._config.serving.limits.body_timeout_seconds
+        if (request.content_length or 0) > max_bytes:
+            raise too_large
+        pieces: list[bytes] = []
+        left = max_bytes
+        try:
+            async with asyncio.timeout(limit_s):
+                while piece := await request.content.readany():
+                    left -= len(piece)
+                    if left < 0:
+                        raise too_large
+                    if hold is not None:
+                        hold.borrow(len(piece))
+                    pieces.append(piece)
+        except TimeoutError:
+            raise errors.body_too_slow(limit_s) from None
+        return b"".join(pieces)
 
     def _respond(self, answer: Answer) -> web.Response:
         response = web.Response(
@@ -148,7 +168,7 @@ class RestPort:
         return _json({"models": [self._config.name]})
 
     async def _repository_index(self, request: web.Request) -> web.Response:
-        body = await request.read()
+        body = await self._read_body(request, MAX_INDEX_BYTES)
         try:
             wanted = msgspec.json.decode(body, type=_IndexRequest) if body else _IndexRequest()
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -160,7 +180,7 @@ class RestPort:
         return _json(catalogue.list_models(self._config, self._model().report.uri))
 
     async def _describe(self, request: web.Request) -> web.Response:
-        wanted = request.match_info.get("version")
+        wanted = _version_of(request, "torchserve")
         self._server.check_name(request.match_info["name"], None if wanted == "all" else wanted)
         return _json(catalogue.describe(self._config, VERSION, self._model().report, ready=self._server.ready))
 
@@ -227,6 +247,12 @@ class _IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Of POST /v2/repository/index (Triton, model repository extension)."""
 
     ready: bool = False
+
+
+def _version_of(request: web.Request, dialect: Dialect) -> str | None:
+    """As in the path. 1.0 is what TorchServe calls the first version of a model, and its clients ask for it."""
+    version = request.match_info.get("version")
+    return VERSION if dialect == "torchserve" and version == "1.0" else version
 
 
 def _dialect_of(path: str) -> Dialect:
