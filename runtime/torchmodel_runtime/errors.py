@@ -32,6 +32,8 @@ class RequestError(Exception):
 
     def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
         message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}..."
+        if not message.isascii():  # header fields that are no UTF-8 come as surrogates, which have no form in JSON
+            message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message)
         self.status = status
         self.code = code
