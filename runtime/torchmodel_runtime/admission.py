@@ -69,14 +69,9 @@ class Admission:
 
     def _refuse_for_room(self, rows: int, size_bytes: int, load: Load) -> None:
         if rows > self._max_rows:
-            raise errors.too_large(
-                f"the request has {rows} rows, the queue takes at most {self._max_rows} (serving.queue.maxRows)"
-            )
+            raise errors.too_many_rows(rows, self._max_rows)
         if size_bytes > self._max_bytes:
-            raise errors.too_large(
-                f"the request's tensors have {size_bytes} bytes, the queue takes at most {self._max_bytes} "
-                "(serving.queue.maxBytes)"
-            )
+            raise errors.too_many_bytes(size_bytes, self._max_bytes)
         over_rows = max(0, load.rows + rows - self._max_rows)
         over_bytes = max(0, load.bytes + size_bytes - self._max_bytes)
         # what has to leave the queue before this fits is a share of it, and leaves when the batches before it have run

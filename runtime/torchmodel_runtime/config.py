@@ -133,6 +133,14 @@ class ImageClassification(Document, frozen=True, kw_only=True):
         list[Annotated[str, Meta(max_length=256)]],
         Meta(max_length=5000, description="Label of each class, in order. Empty: class numbers are given instead."),
     ] = []
+    max_pixels: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1_000_000_000,
+            description="A picture of more pixels, as it comes, gets 413. While it is decoded each takes 10 to 18 bytes.",
+        ),
+    ] = 50_000_000
     label_set: Annotated[
         Literal["none", "imagenet-1k"], Meta(description="A built-in list of labels, instead of labels.")
     ] = "none"
@@ -255,6 +263,17 @@ class Limits(Document, frozen=True, kw_only=True):
             "in binary form.",
         ),
     ] = 2_097_152
+    max_bytes_in_flight: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="Most bytes that the requests of a process hold between their first byte and their answer: bodies being "
+            "read, what waits to be decoded, decoded media, tensors. Beyond it 429 is answered, and 413 to a request that could "
+            "never fit. 0: a quarter of the memory that is free once the model is loaded, shared by the processes, and at least "
+            "the largest body that is taken.",
+        ),
+    ] = 0
     body_timeout_seconds: Annotated[
         int, Meta(ge=1, le=3600, description="A client that has not sent its whole request by then gets 408.")
     ] = 30

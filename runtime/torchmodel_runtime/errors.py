@@ -1,7 +1,8 @@
 """What can go wrong, in two families: a request that is refused, and a start that fails.
 
-Raised anywhere in the runtime; `server.py`'s middleware is the only place that turns a `RequestError` into a response, and
-`__main__` the only one that turns a `StartError` into an exit code. Knows no dialect and no HTTP library.
+Raised anywhere in the runtime. `Server.refuse` alone turns a `RequestError` into an answer, in the dialect's own form; the ports,
+`Server.answer` and `passage` catch it and call that. `__main__` alone turns a `StartError` into an exit code. Every code that a
+client can meet is made here or in `codec`, and explained in docs/reference/http.md. Knows no dialect and no HTTP library.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def quote(value: object) -> str:
 
 
 class RequestError(Exception):
-    """A request that gets no answer: an HTTP status, a stable code for logs and metrics, a sentence for the client."""
+    """A request that gets no answer: an HTTP status, a stable code for logs and metrics, a sentence for the client.
+
+    retry_after_s: where whoever raises it knows; else `Server.refuse` says what can be said.
+    """
 
     def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
         message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}..."
@@ -46,6 +50,11 @@ def invalid(message: str) -> RequestError:
     return RequestError(400, "INVALID_ARGUMENT", message)
 
 
+def malformed(message: str) -> RequestError:
+    """What came is no HTTP; the connection closes after the answer."""
+    return RequestError(400, "MALFORMED_REQUEST", message)
+
+
 def not_found(message: str) -> RequestError:
     """No such route, or another model's name."""
     return RequestError(404, "NOT_FOUND", message)
@@ -61,6 +70,32 @@ def body_too_slow(limit_s: float) -> RequestError:
 def too_large(message: str) -> RequestError:
     """The body, the medium inside it or its row count is over a limit."""
     return RequestError(413, "TOO_LARGE", message)
+
+
+def too_many_rows(rows: int, limit: int) -> RequestError:
+    """The request would not fit the queue if it were empty."""
+    return too_large(f"the request has {rows} rows, the queue takes at most {limit} (serving.queue.maxRows)")
+
+
+def too_many_bytes(size_bytes: int, limit: int) -> RequestError:
+    """As `too_many_rows`."""
+    return too_large(
+        f"the request's tensors have {size_bytes} bytes, the queue takes at most {limit} (serving.queue.maxBytes)"
+    )
+
+
+def too_large_to_hold(size_bytes: int, limit: int) -> RequestError:
+    """The request would need more memory than all requests together may hold."""
+    return too_large(
+        f"the request, as it is decoded, holds {size_bytes} bytes, all requests together at most {limit} "
+        "(serving.limits.maxBytesInFlight)"
+    )
+
+
+def no_room(held_bytes: int, limit: int) -> RequestError:
+    """Requests on their way hold too much memory already; the client should come back later."""
+    message = f"requests on their way hold {held_bytes} of {limit} bytes already (serving.limits.maxBytesInFlight)"
+    return RequestError(429, "NO_ROOM", message)
 
 
 def unsupported_media(message: str) -> RequestError:
@@ -97,9 +132,9 @@ def internal() -> RequestError:
     return RequestError(500, "INTERNAL", "internal error")
 
 
-def unavailable(message: str, retry_after_s: int = 1) -> RequestError:
+def unavailable(message: str) -> RequestError:
     """Not ready yet, or no longer: another replica, or a later try, may answer."""
-    return RequestError(503, "UNAVAILABLE", message, retry_after_s)
+    return RequestError(503, "UNAVAILABLE", message)
 
 
 def timed_out(timeout_s: float) -> RequestError:

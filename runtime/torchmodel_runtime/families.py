@@ -56,8 +56,22 @@ FAMILIES = (
     Family("torchmodel_cold_start_seconds", "gauge", "Where the time of the start went.", ("phase",), "max"),
     Family("torchmodel_connections", "gauge", "Open HTTP connections."),
     Family("torchmodel_in_flight_requests", "gauge", "Inference requests being worked on, waiting ones included."),
+    Family(
+        "torchmodel_in_flight_bytes",
+        "gauge",
+        "Bytes that requests hold: bodies being read, what waits to be decoded, decoded media, tensors. Small requests that come "
+        "whole count in torchmodel_queued_rows alone.",
+    ),
+    Family("torchmodel_in_flight_bytes_limit", "gauge", "Most of them (serving.limits.maxBytesInFlight)."),
     Family("torchmodel_queued_rows", "gauge", "Rows waiting for the model."),
     Family("torchmodel_requests_total", "counter", "Inference requests answered.", ("dialect", "code")),
+    Family(
+        "torchmodel_http_requests_total",
+        "counter",
+        "Inference requests over HTTP by what reading and answering them took: a head that is known, or parsed; the short way of "
+        "small requests that came whole (passage, or task where steps take long), or the framework for all others.",
+        ("head", "way"),
+    ),
     Family(
         "torchmodel_request_seconds",
         "histogram",

@@ -76,6 +76,8 @@ class Metrics:
     def __init__(self, model: str) -> None:
         self._model = model
         self.dialects: defaultdict[str, DialectTally] = defaultdict(DialectTally)
+        self.ways: defaultdict[tuple[str, str], int] = defaultdict(int)
+        """HTTP inference requests by head and way, as torchmodel_http_requests_total has it."""
         self.prepare_s = Histogram("torchmodel_prepare_seconds")
         self.queue_wait_s = Histogram("torchmodel_queue_wait_seconds")
         self.batch_rows = Histogram("torchmodel_batch_rows")
@@ -89,8 +91,8 @@ class Metrics:
         for cause in ("request", "batch"):
             self._count("torchmodel_engine_errors_total", cause, by=0)
         self._count("torchmodel_access_log_dropped_total", by=0)
-        for gauge in ("torchmodel_ready", "torchmodel_in_flight_requests", "torchmodel_queued_rows"):
-            self.watch(gauge, float)
+        for gauge in ("ready", "in_flight_requests", "in_flight_bytes", "in_flight_bytes_limit", "queued_rows"):
+            self.watch(f"torchmodel_{gauge}", float)
 
     def watch(self, gauge: str, read: Callable[[], float]) -> None:
         """Ask `read` whenever metrics are read; gauge is a family without labels. KeyError for one that does not exist."""
@@ -154,6 +156,8 @@ class Metrics:
             yield gauge, (model,), float(read())
         for (family, labels), value in self._counts.items():
             yield family, labels, value
+        for (head, way), count in self.ways.items():
+            yield "torchmodel_http_requests_total", (head, way, model), count
         for dialect, tally in self.dialects.items():
             for status, count in tally.requests.items():
                 yield "torchmodel_requests_total", (dialect, str(status), model), count

@@ -61,6 +61,7 @@ class Passage:
             decoded = codec.decode_request(call, server.plan)
             if decoded.parameters:
                 timeout_s = choose_timeout_s({}, decoded.parameters, timeout_s)
+            call.body = b""  # what waits is what was made of it
             seen.decoded_s = monotonic()
             seen.deadline_s = seen.started_s + timeout_s
             work = model.task.prepare(decoded.inputs)

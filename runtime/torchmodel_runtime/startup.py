@@ -18,6 +18,7 @@ from pathlib import Path
 from torchmodel_runtime import artifacts
 from torchmodel_runtime.batcher import Runner
 from torchmodel_runtime.batchrules import BatchRules
+from torchmodel_runtime.bytebudget import choose_max_bytes
 from torchmodel_runtime.config import INTERNAL_ERROR, ColdStart, ModelReport, ParallelismReport, ServerConfig
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.parallelism import Plan, Timing, choose_plan, limit_size, thread_counts, with_one_worker
@@ -37,6 +38,10 @@ class LoadedModel:
     report: ModelReport
     rules: BatchRules
     plan: Plan
+    media_threads: int
+    """That decode media at the same time."""
+    max_bytes_in_flight: int
+    """That requests hold in this process (`bytebudget`)."""
     prepare_thread: Callable[[], None]
     """torch's settings for the calling thread: to be called first in a thread that will run a runner."""
 
@@ -141,8 +146,17 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
             depth=1 if device.type == "cpu" else 2,
         ),
         plan=plan,
+        media_threads=max(1, room.cpus // plan.processes),
+        max_bytes_in_flight=choose_max_bytes(
+            config.serving.limits.max_bytes_in_flight, read_memory_room(), plan.processes, _largest_body(config)
+        ),
         prepare_thread=functools.partial(devices.configure_thread, plan.solo_threads),
     )
+
+
+def _largest_body(config: ServerConfig) -> int:
+    grpc = config.serving.grpc
+    return max(config.serving.max_request_bytes, grpc.max_message_bytes if grpc.enabled else 0)
 
 
 def _thread_counts(config: ServerConfig, room: Room) -> list[int]:

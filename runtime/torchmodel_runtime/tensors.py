@@ -37,6 +37,20 @@ FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 """Datatypes that hold NaN and infinities. Ask these, not `dtype.kind`: that of bfloat16 is V."""
 
 
+ELEMENT_BYTES = 64
+"""Of a short str or bytes of Python's, beside its characters: 49 or 33, and the 8 of its place in the array."""
+
+
+def held_bytes(arrays: Arrays) -> int:
+    """Of memory that the arrays take, the elements of BYTES tensors included."""
+    size_bytes = 0
+    for array in arrays:
+        size_bytes += array.nbytes
+        if array.dtype == np.object_:
+            size_bytes += ELEMENT_BYTES * len(array) + sum(map(len, array.tolist()))
+    return size_bytes
+
+
 def bytes_tensor(elements: Sequence[str | bytes]) -> np.ndarray:
     """A BYTES tensor of one axis."""
     tensor = np.empty(len(elements), dtype=np.object_)

@@ -106,6 +106,10 @@ def test_while_loading_it_lives_and_is_not_ready(tmp_path: Path) -> None:
         status, headers, answer = server.request("POST", "/v2/models/slow/infer", BODY)
         assert (status, headers["Retry-After"]) == (503, "1")
         assert answer == {"error": "model 'slow' is still loading"}
+        time.sleep(1.2)
+        status, headers, _ = server.request("POST", "/v2/models/slow/infer", BODY)
+        assert status == 503
+        assert int(headers["Retry-After"]) >= 2, "as long again as the start has taken"
         assert server.get("/v2/models/slow")[0] == 503
         server.wait_ready()
         assert server.post("/v2/models/slow/infer", BODY)[0] == 200
@@ -148,9 +152,11 @@ def test_a_full_queue_refuses_at_once_and_recovers(gated: tuple[RuntimeProcess, 
 
 def test_no_answer_in_time_gets_504_and_the_next_one_is_served(gated: tuple[RuntimeProcess, Gate]) -> None:
     server, gate = gated
+    before = _metric(server, 'torchmodel_abandoned_total{cause="expired"')
     gate.close()
     status, answer = server.post("/v2/models/gated/infer", BODY)
     assert status == 504
+    assert _metric(server, 'torchmodel_abandoned_total{cause="expired"') - before == 1
     assert "no answer within 2 s" in answer["error"]
     gate.open()
     assert server.post("/v2/models/gated/infer", BODY)[0] == 200
@@ -158,7 +164,8 @@ def test_no_answer_in_time_gets_504_and_the_next_one_is_served(gated: tuple[Runt
 
 def test_clients_that_leave_are_never_computed(gated: tuple[RuntimeProcess, Gate]) -> None:
     server, gate = gated
-    before = _metric(server, "torchmodel_batch_rows_sum")
+    before = _metric(server, "torchmodel_batch_rows_sum{")
+    left_before = _metric(server, 'torchmodel_abandoned_total{cause="disconnected"')
     gate.close()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.post, "/v2/models/gated/infer", BODY)
@@ -179,12 +186,13 @@ def test_clients_that_leave_are_never_computed(gated: tuple[RuntimeProcess, Gate
         wait_for(server, 'torchmodel_queued_rows{model="gated"} 0.0')
         gate.open()
         assert first.result()[0] == 200
-    assert _metric(server, "torchmodel_batch_rows_sum") - before == 1
+    assert _metric(server, "torchmodel_batch_rows_sum{") - before == 1
+    assert _metric(server, 'torchmodel_abandoned_total{cause="disconnected"') - left_before == 3
 
 
 def test_what_waits_together_is_computed_together(gated: tuple[RuntimeProcess, Gate]) -> None:
     server, gate = gated
-    before = _metric(server, "torchmodel_batch_rows_count")
+    before = _metric(server, "torchmodel_batch_rows_count{")
     gate.close()
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(server.post, "/v2/models/gated/infer", BODY)
@@ -193,14 +201,53 @@ def test_what_waits_together_is_computed_together(gated: tuple[RuntimeProcess, G
         wait_for(server, 'torchmodel_queued_rows{model="gated"} 4.0')
         gate.open()
         assert [future.result()[0] for future in [first, *waiting]] == [200] * 5
-    assert _metric(server, "torchmodel_batch_rows_count") - before == 3  # 1, then 2 and 2
+    assert _metric(server, "torchmodel_batch_rows_count{") - before == 3  # 1, then 2 and 2
 
 
-def _metric(server: RuntimeProcess, name: str) -> float:
+def test_uploads_that_only_begin_lock_nobody_out(gated: tuple[RuntimeProcess, Gate]) -> None:
+    """However many bodies are on their way: only what waits for the model fills the queue."""
+    server, _ = gated
+    head = b"POST /v2/models/gated/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(11)]
+    try:
+        for client in clients:
+            client.sendall(head)
+        wait_for(server, 'torchmodel_in_flight_requests{model="gated"} 11.0')
+        assert server.post("/v2/models/gated/infer", BODY)[0] == 200
+        wait_for(server, 'torchmodel_in_flight_bytes{model="gated"} 11.0')
+    finally:
+        for client in clients:
+            client.close()
+    wait_for(server, 'torchmodel_in_flight_bytes{model="gated"} 0.0')
+
+
+def _metric(server: RuntimeProcess, sample: str) -> float:
+    """Of the first line that begins so."""
     for line in server.get("/metrics")[1].decode().splitlines():
-        if line.startswith(name + "{"):
+        if line.startswith(sample):
             return float(line.split()[1])
-    raise AssertionError(name)
+    raise AssertionError(sample)
+
+
+def test_a_drain_that_takes_too_long_is_given_up_and_said(tmp_path: Path) -> None:
+    save_linear(tmp_path)
+    gate = Gate(tmp_path / "gate")
+    config = mlp_config(
+        tmp_path,
+        architecture=Architecture(entrypoint="model:Gated", kwargs={"gate": str(gate.path)}),
+        code=CodeFile(inline=GATED),
+        serving=Serving(processes=1, workers=1, threads=2, drain_timeout_seconds=1),
+    )
+    with RuntimeProcess(config) as server, ThreadPoolExecutor(1) as pool:
+        server.wait_ready()
+        gate.close()
+        hanging = pool.submit(server.post, "/v2/models/mlp/infer", BODY)
+        wait_for(server, 'torchmodel_in_flight_requests{model="mlp"} 1.0')
+        server.terminate()
+        assert server.wait_exit(20) == 1
+        assert "draining timed out" in server.log
+        with pytest.raises((OSError, http.client.HTTPException)):
+            hanging.result()
 
 
 def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
@@ -248,7 +295,8 @@ def test_what_is_queued_at_sigterm_is_finished_and_new_requests_are_refused(tmp_
         server.terminate()
         while server.get("/v2/health/ready")[0] == 200:
             time.sleep(0.01)
-        status, answer = server.post("/v2/models/mlp/infer", BODY)
+        status, headers, answer = server.request("POST", "/v2/models/mlp/infer", BODY)
         assert (status, answer) == (503, {"error": "the server is shutting down"})
+        assert "Retry-After" not in headers, "a successor may be there at once, or never"
         assert [future.result()[0] for future in waiting] == [200] * 4
         assert server.wait_exit(20) == 0

@@ -61,6 +61,40 @@ class Work:
     """What `finish` needs of `prepare`: durations, masks."""
 
 
+class Allowance(Protocol):
+    """Memory for `prepare`, which asks before it takes. All methods raise RequestError 413 for what never fits, 429 for what does
+    not now; whatever was taken is free again when the request has ended, however it did."""
+
+    def keep(self, size_bytes: int) -> None:
+        """For parts of the work."""
+        ...
+
+    def borrow(self, size_bytes: int) -> None:
+        """For what is needed on the way to them."""
+        ...
+
+    def give_back(self, size_bytes: int) -> None:
+        """Of what was borrowed."""
+        ...
+
+
+class _Free:
+    """Takes note of nothing."""
+
+    def keep(self, size_bytes: int) -> None:
+        """Granted."""
+
+    def borrow(self, size_bytes: int) -> None:
+        """Granted."""
+
+    def give_back(self, size_bytes: int) -> None:
+        """Taken."""
+
+
+FREE: Allowance = _Free()
+"""For inputs that are known to be small."""
+
+
 class Task(Protocol):
     """One kind of endpoint."""
 
@@ -76,7 +110,7 @@ class Task(Protocol):
         """True when prepare takes so long that it must leave the event loop (decoding media releases the GIL)."""
         ...
 
-    def prepare(self, inputs: Arrays) -> Work:
+    def prepare(self, inputs: Arrays, allowance: Allowance = FREE) -> Work:
         """Decode and check; RequestError 400 or 413 names the element that is wrong."""
         ...
 

@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 
 from torchmodel_runtime.errors import invalid, too_large
+from torchmodel_runtime.tasks import FREE, Allowance
 
 ZERO_CROSSINGS = 32
 """Sinc lobes on each side; with KAISER_BETA a transition band of about 1/16 of the lower rate."""
@@ -24,12 +25,17 @@ ROLLOFF = 0.94
 MAX_CHANNELS = 16
 MIN_RATE_HERTZ, MAX_RATE_HERTZ = 1000, 384_000
 BLOCK_FRAMES = 1 << 16
+SAMPLE_BYTES = 8
+"""Of memory for each sample of a recording, mixed: float32 in blocks, then joined; or joined, then with margins."""
 PHASES_AT_ONCE = 1024
 """Filters made by one call of numpy; more would only take memory."""
 
 
-def decode_audio(body: bytes, max_duration_s: float, where: str) -> tuple[np.ndarray, int]:
-    """An encoded recording as mono float32 (samples,) and its rate; RequestError 400 or 413 says what is wrong."""
+def decode_audio(body: bytes, max_duration_s: float, where: str, allowance: Allowance = FREE) -> tuple[np.ndarray, int]:
+    """An encoded recording as mono float32 (samples,) and its rate; RequestError 400, 413 or 429 says why there is none.
+
+    Borrows SAMPLE_BYTES for each sample, which the caller gives back.
+    """
     try:
         with soundfile.SoundFile(io.BytesIO(body)) as sound:
             rate_hertz, channels = sound.samplerate, sound.channels
@@ -45,6 +51,7 @@ def decode_audio(body: bytes, max_duration_s: float, where: str) -> tuple[np.nda
                 frames += len(block)
                 if frames > limit:
                     raise too_large(f"{where}: longer than {max_duration_s:g} s (task.speech.maxDurationSeconds)")
+                allowance.borrow(SAMPLE_BYTES * len(block))
                 blocks.append(block.mean(axis=1))
     except soundfile.SoundFileError as error:
         raise invalid(f"{where}: not a recording of a known format (WAV, FLAC, OGG, MP3, AIFF): {error}") from None
@@ -56,13 +63,19 @@ def decode_audio(body: bytes, max_duration_s: float, where: str) -> tuple[np.nda
     return waveform, rate_hertz
 
 
+def resampled_length(samples: int, from_hertz: int, to_hertz: int) -> int:
+    """How many samples as many become at another rate."""
+    divisor = math.gcd(from_hertz, to_hertz)
+    return -(-samples * (to_hertz // divisor) // (from_hertz // divisor))
+
+
 def resample(waveform: np.ndarray, from_hertz: int, to_hertz: int) -> np.ndarray:
     """The same sound (samples,) float32 at another rate; ceil(samples * to / from) samples."""
     if from_hertz == to_hertz:
         return waveform
     divisor = math.gcd(from_hertz, to_hertz)
     up, down = to_hertz // divisor, from_hertz // divisor
-    length = -(-len(waveform) * up // down)
+    length = resampled_length(len(waveform), from_hertz, to_hertz)
     cutoff = ROLLOFF * min(1.0, up / down)  # of the input's Nyquist rate
     half = math.ceil(ZERO_CROSSINGS / cutoff)
     padded = np.pad(waveform.astype(np.float32, copy=False), (half, half + down + 1))

@@ -8,6 +8,7 @@ because its reduced decoding changes pixels.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from importlib import resources
 from typing import Any
@@ -17,12 +18,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from torchmodel_runtime.config import CONFIG_INVALID, ImageClassification, Signature, TensorSpec
 from torchmodel_runtime.errors import StartError, invalid, too_large
-from torchmodel_runtime.tasks import ModuleCall, Work
+from torchmodel_runtime.tasks import FREE, Allowance, ModuleCall, Work
 from torchmodel_runtime.tasks.media import read_elements
 from torchmodel_runtime.tensors import Arrays
 
-MAX_PIXELS = 50_000_000
-"""A decoded image takes 3 bytes a pixel and a copy: 300 MB. Larger than any common camera's picture in 2026."""
+PIXEL_BYTES = {"WEBP": 18}
+"""Of an image while it is decoded, by format: the decoder of WebP holds the canvas twice, and a copy."""
+OTHER_PIXEL_BYTES = 10
+"""Of all others: Pillow holds four for a pixel, and turning or converting makes a second image; two more for 16-bit grey."""
+CROP_BYTES = 48
+"""Of a pixel of the crop while it is normalised: three channels as float32, four times."""
+
+LONGEST = 4
+"""A picture so many times as long as it is wide is always taken: what it is resized to may be more than it was."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow knows some 40 more, among them EPS, which starts Ghostscript."""
@@ -43,7 +51,7 @@ class ImageTask:
         self._labels = _read_labels(options)
         self._top_k = options.top_k
         self.signature = _make_signature(options.top_k)
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+        Image.MAX_IMAGE_PIXELS = options.max_pixels
         # Pillow warns from the limit on and refuses from twice the limit; decode_image refuses from the limit on
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
@@ -51,10 +59,14 @@ class ImageTask:
         """Always: even a small image takes milliseconds."""
         return True
 
-    def prepare(self, inputs: Arrays) -> Work:
+    def prepare(self, inputs: Arrays, allowance: Allowance = FREE) -> Work:
         """All images of a request as one part, float32 (rows, 3, crop, crop)."""
-        images = [decode_image(body, self._options, where) for where, body in read_elements("image", inputs[0])]
-        return Work([[np.stack(images)]])
+        shape = (len(inputs[0]), 3, self._options.crop_pixels, self._options.crop_pixels)
+        allowance.keep(math.prod(shape) * np.dtype(np.float32).itemsize)
+        part = np.empty(shape, np.float32)
+        for index, (where, body) in enumerate(read_elements("image", inputs[0])):
+            part[index] = decode_image(body, self._options, where, allowance)
+        return Work([[part]])
 
     def finish(self, work: Work, results: list[Arrays]) -> Arrays:  # noqa: ARG002
         """Labels (object), scores (float32) and class indices (int64), each (rows, k), best first."""
@@ -111,23 +123,35 @@ def _make_signature(k: int) -> Signature:
     )
 
 
-def decode_image(body: bytes, options: ImageClassification, where: str) -> np.ndarray:
-    """An encoded image as float32 (3, crop, crop), normalised; RequestError 400 or 413 says what is wrong with it."""
+def decode_image(body: bytes, options: ImageClassification, where: str, allowance: Allowance = FREE) -> np.ndarray:
+    """An encoded image as float32 (3, crop, crop), normalised; RequestError 400, 413 or 429 says why there is none."""
+    limit = options.max_pixels
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise too_large(f"{where}: {width} x {height} pixels, at most {MAX_PIXELS} are taken")
+            if width * height > limit:
+                raise too_large(
+                    f"{where}: {width} x {height} pixels, at most {limit} are taken (task.imageClassification.maxPixels)"
+                )
+            pixels = math.prod(_resized_size(width, height, options, where))
+            pixel_bytes = PIXEL_BYTES.get(image.format or "", OTHER_PIXEL_BYTES)
+            borrowed = pixel_bytes * width * height + OTHER_PIXEL_BYTES * pixels + CROP_BYTES * options.crop_pixels**2
+            allowance.borrow(borrowed)
             image.load()
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
     except Image.DecompressionBombError:
-        raise too_large(f"{where}: more than {MAX_PIXELS} pixels") from None
+        raise too_large(f"{where}: more than {limit} pixels (task.imageClassification.maxPixels)") from None
     except UnidentifiedImageError:
         raise invalid(f"{where}: not an image of a known format ({', '.join(FORMATS)})") from None
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError) as error:
         # what Pillow's format readers raise for damaged files
         raise invalid(f"{where}: the image is damaged: {error}") from None
-    return normalize(_crop(_resize(rgb, options), options.crop_pixels), options)
+    size = _resized_size(*rgb.size, options, where)
+    resized = rgb if size == rgb.size else rgb.resize(size, _FILTERS[options.interpolation])
+    normal = normalize(_crop(resized, options.crop_pixels), options)
+    allowance.give_back(borrowed)
+    return normal
 
 
 def normalize(image: Image.Image, options: ImageClassification) -> np.ndarray:
@@ -158,17 +182,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("floating-point pixels have no defined range")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _resize(image: Image.Image, options: ImageClassification) -> Image.Image:
+def _resized_size(width: int, height: int, options: ImageClassification, where: str) -> tuple[int, int]:
     """The shorter side becomes resize_pixels; the longer is rounded down (torchvision's Resize)."""
-    width, height = image.size
     short, target = min(width, height), options.resize_pixels
     size = (max(target, target * width // short), max(target, target * height // short))
-    if size[0] * size[1] > MAX_PIXELS:
-        raise invalid(f"image: {width} x {height} is too long and narrow")
-    return image if size == image.size else image.resize(size, _FILTERS[options.interpolation])
+    if math.prod(size) > max(options.max_pixels, LONGEST * target**2):
+        raise invalid(f"{where}: {width} x {height} is too long and narrow")
+    return size
 
 
 def _crop(image: Image.Image, side: int) -> Image.Image:

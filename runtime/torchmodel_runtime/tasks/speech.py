@@ -14,8 +14,8 @@ import numpy as np
 
 from torchmodel_runtime.config import WARM_UP_FAILED, Signature, Speech, TensorSpec
 from torchmodel_runtime.errors import StartError
-from torchmodel_runtime.tasks import ModuleCall, Work
-from torchmodel_runtime.tasks.audio import decode_audio, resample
+from torchmodel_runtime.tasks import FREE, Allowance, ModuleCall, Work
+from torchmodel_runtime.tasks.audio import SAMPLE_BYTES, decode_audio, resample, resampled_length
 from torchmodel_runtime.tasks.media import read_elements
 from torchmodel_runtime.tensors import Arrays, bytes_tensor
 
@@ -55,14 +55,13 @@ class SpeechTask:
         """Always: decoding takes milliseconds."""
         return True
 
-    def prepare(self, inputs: Arrays) -> Work:
+    def prepare(self, inputs: Arrays, allowance: Allowance = FREE) -> Work:
         """Each recording as a part, float32 (1, samples), padded with silence to whole windows."""
-        options, parts, durations_s = self._options, [], []
+        parts, durations_s = [], []
         for where, body in read_elements("audio", inputs[0]):
-            waveform, rate_hertz = decode_audio(body, options.max_duration_seconds, where)
-            durations_s.append(len(waveform) / rate_hertz)
-            waveform = resample(waveform, rate_hertz, options.sample_rate_hertz)
-            parts.append([np.pad(waveform, (0, -len(waveform) % options.window_samples))[None]])
+            part, duration_s = self._prepare_one(where, body, allowance)
+            parts.append([part])
+            durations_s.append(duration_s)
         return Work(parts, notes=durations_s)
 
     def finish(self, work: Work, results: list[Arrays]) -> Arrays:
@@ -87,6 +86,19 @@ class SpeechTask:
         """As `rows`; the object itself for one recording."""
         rows = self.rows(outputs)
         return rows[0] if single else rows
+
+    def _prepare_one(self, where: str, body: bytes, allowance: Allowance) -> tuple[np.ndarray, float]:
+        """The part, and the recording's duration in seconds."""
+        options = self._options
+        waveform, rate_hertz = decode_audio(body, options.max_duration_seconds, where, allowance)
+        samples, to_hertz, window = len(waveform), options.sample_rate_hertz, options.window_samples
+        part_bytes = waveform.itemsize * (resampled_length(samples, rate_hertz, to_hertz) + window)
+        allowance.keep(part_bytes)
+        allowance.borrow(part_bytes)  # as resampled, before whole windows are made of it
+        waveform = resample(waveform, rate_hertz, to_hertz)
+        part = np.pad(waveform, (0, -len(waveform) % window))[None]
+        allowance.give_back(part_bytes + SAMPLE_BYTES * samples)
+        return part, samples / rate_hertz
 
     def learn(self, outputs: Arrays) -> None:
         """One probability a window, or the times would be wrong."""

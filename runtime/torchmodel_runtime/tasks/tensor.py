@@ -11,7 +11,7 @@ import numpy as np
 
 from torchmodel_runtime.config import CONFIG_INVALID, Padding, Signature, TensorSpec
 from torchmodel_runtime.errors import StartError, invalid
-from torchmodel_runtime.tasks import ModuleCall, PaddingRule, Work
+from torchmodel_runtime.tasks import FREE, Allowance, ModuleCall, PaddingRule, Work
 from torchmodel_runtime.tensors import FLOATS, NUMPY_DTYPES, Arrays
 
 SYNTHETIC_LENGTH = 8
@@ -35,7 +35,7 @@ class TensorTask:
         """Never: there is nothing to decode."""
         return False
 
-    def prepare(self, inputs: Arrays) -> Work:
+    def prepare(self, inputs: Arrays, allowance: Allowance = FREE) -> Work:  # noqa: ARG002 - it takes no memory
         """One part with all rows; RequestError 400 where inputs that are padded together differ in length."""
         if self._same_length:
             self._check_lengths(inputs)

@@ -8,6 +8,7 @@ Pooling and Normalize modules.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ from tokenizers import Tokenizer
 
 from torchmodel_runtime.config import CHECKPOINT_INVALID, WARM_UP_FAILED, Signature, TensorSpec, TextEmbedding
 from torchmodel_runtime.errors import StartError, invalid
-from torchmodel_runtime.tasks import ModuleCall, PaddingRule, Work
+from torchmodel_runtime.tasks import FREE, Allowance, ModuleCall, PaddingRule, Work
 from torchmodel_runtime.tensors import Arrays
 
 HEAVY_CHARACTERS = 4096
 """Tokenising this much takes about a millisecond; more leaves the event loop. A guess from one measurement."""
+
+CHARACTER_BYTES, TEXT_BYTES = 512, 1024
+"""Of memory that tokenizing takes at most, for a character and for a text: a character may be a token of its own. Measured."""
+
+PORTION_CHARACTERS = 1 << 17
+"""Texts are tokenized so many characters at a time, or one by one where they are longer."""
 
 SYNTHETIC_TOKENS = 16
 
@@ -50,22 +57,35 @@ class TextTask:
         """True for long texts."""
         return sum(len(text) for text in inputs[0].tolist()) > HEAVY_CHARACTERS
 
-    def prepare(self, inputs: Arrays) -> Work:
+    def prepare(self, inputs: Arrays, allowance: Allowance = FREE) -> Work:
         """One part for each length, the shortest first: ids, mask and types, int64 (rows, tokens)."""
         texts = [_read_text(text, index) for index, text in enumerate(inputs[0].tolist())]
-        encodings = self._tokenizer.encode_batch_fast(texts)
+        tokens: list[np.ndarray] = []
+        for start, end in _portions(texts):
+            tokens += self._tokenize(texts[start:end], start, allowance)
         by_length: dict[int, list[int]] = {}
-        for index, encoding in enumerate(encodings):
-            if not encoding.ids:
-                raise invalid(f"input 'text'[{index}]: holds no tokens")
-            by_length.setdefault(len(encoding.ids), []).append(index)
+        for index, each in enumerate(tokens):
+            by_length.setdefault(each.shape[1], []).append(index)
         groups = [by_length[length] for length in sorted(by_length)]
         parts: list[Arrays] = []
         for group in groups:
-            ids = np.array([encodings[index].ids for index in group], np.int64)
-            types = np.array([encodings[index].type_ids for index in group], np.int64)
+            ids, types = np.stack([tokens[index] for index in group], axis=1)
             parts.append([ids, np.ones_like(ids), types])
         return Work(parts, notes=[index for group in groups for index in group])
+
+    def _tokenize(self, texts: list[str], first: int, allowance: Allowance) -> list[np.ndarray]:
+        """Of each text ids and types, int64 (2, tokens); first: the index of the first of them in the request."""
+        borrowed = sum([TEXT_BYTES + CHARACTER_BYTES * len(text) for text in texts])
+        allowance.borrow(borrowed)
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        tokens = [np.array([encoding.ids, encoding.type_ids], np.int64) for encoding in encodings]
+        for index, each in enumerate(tokens):
+            if not each.size:
+                raise invalid(f"input 'text'[{first + index}]: holds no tokens")
+        size_bytes = sum([each.nbytes for each in tokens])
+        allowance.keep(size_bytes // 2 * 3)  # with the mask
+        allowance.give_back(borrowed)
+        return tokens
 
     def finish(self, work: Work, results: list[Arrays]) -> Arrays:
         """One vector a text, float32 (rows, d), in the order in which the texts came."""
@@ -117,6 +137,17 @@ def _make_signature(features: int) -> Signature:
         inputs=[TensorSpec(name="text", datatype="BYTES", shape=[-1])],
         outputs=[TensorSpec(name="embedding", datatype="FP32", shape=[-1, features])],
     )
+
+
+def _portions(texts: list[str]) -> Iterator[tuple[int, int]]:
+    """Where runs of texts of about PORTION_CHARACTERS start and end."""
+    start = characters = 0
+    for index, text in enumerate(texts):
+        if index > start and characters + len(text) > PORTION_CHARACTERS:
+            yield start, index
+            start, characters = index, 0
+        characters += len(text)
+    yield start, len(texts)
 
 
 def _read_text(text: str | bytes, index: int) -> str:
