@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,11 @@ def make_report(order: Order) -> Report:
     for is_binary in (True, False):
         form = "binary" if is_binary else "JSON"
         report.attempt(f"texts, {form}", lambda b=is_binary: embed(clients["text"], order, b))
-    report.attempt("pictures, binary", lambda: classify(clients["colour"], order, True))
-    report.attempt("pictures, labels as JSON", lambda: classify(clients["colour"], order, False))
+    pictures = np.array(order.pictures, np.object_)
+    as_text = np.array([base64.b64encode(picture).decode() for picture in order.pictures], np.object_)
+    report.attempt("pictures, binary", lambda: classify(clients["colour"], pictures, True, True))
+    report.attempt("pictures, labels as JSON", lambda: classify(clients["colour"], pictures, True, False))
+    report.attempt("pictures, base64 in JSON", lambda: classify(clients["colour"], as_text, False, True))
     for client in clients.values():
         client.close()
     return report
@@ -162,11 +166,13 @@ def embed(client: InferenceServerClient, order: Order, is_binary: bool) -> dict[
     return to_json(client.infer("text", [given], outputs=outputs).as_numpy("embedding"))
 
 
-def classify(client: InferenceServerClient, order: Order, is_binary: bool) -> dict[str, Any]:
+def classify(
+    client: InferenceServerClient, pictures: np.ndarray, sends_binary: bool, asks_binary: bool
+) -> dict[str, Any]:
     """BYTES in that are no text, and BYTES out."""
-    given = InferInput("image", [len(order.pictures)], "BYTES")
-    given.set_data_from_numpy(np.array(order.pictures, np.object_))
-    outputs = [InferRequestedOutput(name, binary_data=is_binary) for name in ("labels", "scores")]
+    given = InferInput("image", list(pictures.shape), "BYTES")
+    given.set_data_from_numpy(pictures, binary_data=sends_binary)
+    outputs = [InferRequestedOutput(name, binary_data=asks_binary) for name in ("labels", "scores")]
     result = client.infer("colour", [given], outputs=outputs)
     return {name: to_json(result.as_numpy(name)) for name in ("labels", "scores")}
 

@@ -150,7 +150,7 @@ def test_texts_go_in_as_bytes(
     assert told["answer"]["values"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pictures, binary", "pictures, labels as JSON"])
+@pytest.mark.parametrize("name", ["pictures, binary", "pictures, labels as JSON", "pictures, base64 in JSON"])
 def test_pictures_go_in_as_bytes_and_labels_come_out_as_bytes(sync: dict[str, Any], name: str) -> None:
     told = sync[name]
     assert "answer" in told, told
