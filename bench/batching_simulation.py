@@ -37,9 +37,11 @@ def predict_s(rows: int, longest: int) -> float:
 class Ours:
     """The runtime's."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: tuple[int, ...] = ()) -> None:
+        """sizes: the only numbers of rows that a batch may have; empty: all will do."""
         self._cost = CostModel(MAX_ROWS)
-        self._window: BatchWindow[Row] = BatchWindow(BatchRules(MAX_ROWS, padded_inputs=(0,)), 0.0, self._cost)
+        rules = BatchRules(MAX_ROWS, sizes=sizes, padded_inputs=(0,))
+        self._window: BatchWindow[Row] = BatchWindow(rules, 0.0, self._cost)
 
     def add(self, row: Row) -> None:
         """One more waits."""
@@ -117,6 +119,7 @@ POLICIES: dict[str, Callable[[], Ours | Rival]] = {
     "least time a position, oldest in it": lambda: Rival(
         windows(lambda rows, positions, longest: predict_s(rows, longest) / positions, True)
     ),
+    "ours where no time was left to prove all sizes": lambda: Ours((1, 2, 3, 4, 6, 8, 12, 16, 24, 32)),
     "ours": Ours,
 }
 

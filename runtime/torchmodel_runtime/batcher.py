@@ -211,7 +211,7 @@ class Batcher:
     # --- in ---
 
     def _cut(self, parts: Sequence[Arrays]) -> tuple[list[int], list[_Piece]]:
-        """Pieces of at most a batch's rows and bytes; with it, how many of them each part became."""
+        """Pieces of at most a batch's bytes and of a proven number of rows; with it, how many of them each part became."""
         if len(parts) == 1 and len(parts[0]) == 1 and len(parts[0][0]) == 1:  # one row of one tensor: most requests
             array = parts[0][0]
             return _ONE, [_Piece(parts[0], 1, array.nbytes, batch_key(parts[0], self._rules.padded_inputs))]
@@ -221,15 +221,17 @@ class Batcher:
             rows = len(part[0])
             size_bytes = part[0].nbytes if len(part) == 1 else sum([array.nbytes for array in part])
             key = batch_key(part, self._rules.padded_inputs)
-            if rows <= 1 or rows <= (most := self._most_rows(size_bytes // rows)):
+            if rows <= 1 or rows == self._rules.fit(min(rows, most := self._most_rows(size_bytes // rows))):
                 pieces.append(_Piece(part, rows, size_bytes, key))
                 counts.append(1)
                 continue
-            starts = range(0, rows, most)
-            for start in starts:
-                cut = [array[start : start + most] for array in part]
+            before, start = len(pieces), 0
+            while start < rows:
+                end = start + self._rules.fit(min(rows - start, most))
+                cut = [array[start:end] for array in part]
                 pieces.append(_Piece(cut, len(cut[0]), sum([array.nbytes for array in cut]), key))
-            counts.append(len(starts))
+                start = end
+            counts.append(len(pieces) - before)
         return counts, pieces
 
     def _most_rows(self, row_bytes: int) -> int:
@@ -383,7 +385,9 @@ class Batcher:
     def _fail_expired(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
             seen = piece.ticket.seen
-            self._fail(piece, errors.timed_out(piece.deadline_s - (piece.arrived_s if seen is None else seen.started_s)))
+            self._fail(
+                piece, errors.timed_out(piece.deadline_s - (piece.arrived_s if seen is None else seen.started_s))
+            )
 
     def _fail(self, piece: _Piece, error: Exception) -> None:
         """The request fails as a whole: the rest of it leaves the queue."""

@@ -10,8 +10,9 @@ that are free together share what waits, or one would compute and the others loo
 - **Who may join.** Entries of an equal key (tail shapes and datatypes). Without padding they leave in the order they came, and
   one that does not fit closes the batch.
 - **Who should join, with padding.** Those whose lengths are near: `paddingplan` says which.
-- **How large.** At most the rows and the padded bytes that `BatchRules` allow, and no more than can be ready by the earliest
-  deadline in the batch, as far as the cost model knows. An entry that is larger by itself runs alone.
+- **How large.** A number of rows that was proven, what is over waits; at most the padded bytes that `BatchRules` allow, and no
+  more than can be ready by the earliest deadline in the batch, as far as the cost model knows. An entry that is larger by itself
+  runs alone.
 - **With a delay** a batch that is not full waits until its oldest entry is that old, but only where company is likely: another
   waits already, or the last batch had company. An idle server never waits.
 - Entries past their deadline are handed back, never computed. Cancelled ones are discarded at once.
@@ -76,6 +77,7 @@ class BatchWindow(Generic[E]):
         self._rules = rules
         self._max_delay_s = max_delay_s
         self._cost = cost
+        self._proven = frozenset(rules.sizes)
         self._lines: dict[Hashable, list[E]] = {}
         self._turns = 0
         self._waiting = 0
@@ -138,7 +140,7 @@ class BatchWindow(Generic[E]):
         if not self._lines:
             return take
         line = self._oldest_line()
-        limit = min(max_rows, self._rules.max_rows)
+        limit = self._rules.fit(max_rows)
         waiting_rows = sum(map(_rows, line)) if len(line) > 1 else line[0].rows
         if waiting_rows < limit:
             if only_full:
@@ -149,8 +151,10 @@ class BatchWindow(Generic[E]):
                     take.wait_s = wait_s
                     return take
         if workers > 1 and not only_full:
-            limit = max(1, min(limit, -(-waiting_rows // workers)))
-        batch = self._choose(line, Room(limit, self._rules.max_batch_bytes)) if len(line) > 1 else line[:]
+            limit = min(limit, self._rules.fit(-(-waiting_rows // workers)))
+        batch = line[:]
+        if len(line) > 1:
+            batch = self._choose(line, Room(limit, self._rules.max_batch_bytes, self._proven))
         if self.earliest_deadline_s < math.inf and len(batch) > 1:
             self._shorten(batch, line[0], now_s)
         self._remove(line, batch)
@@ -170,12 +174,14 @@ class BatchWindow(Generic[E]):
         if self._rules.padded_inputs:
             return choose_similar(line, room, self._cost)
         max_rows = room.rows_of(line[0].row_bytes)
-        rows = 0
-        for count, entry in enumerate(line):
+        rows, end = 0, 1
+        for count, entry in enumerate(line, start=1):
             rows += entry.rows
             if rows > max_rows:
-                return line[: count or 1]
-        return line[:]
+                break
+            if room.takes(rows):
+                end = count
+        return line[:end]
 
     def _shorten(self, batch: list[E], oldest: E, now_s: float) -> None:
         """Leave companions out until the batch is ready by the earliest deadline that it can meet at all."""
@@ -185,7 +191,8 @@ class BatchWindow(Generic[E]):
             reachable = [
                 entry.deadline_s for entry in batch if now_s + self._batch_seconds([entry]) <= entry.deadline_s
             ]
-            if now_s + self._batch_seconds(batch) <= min(reachable, default=math.inf):
+            in_time = now_s + self._batch_seconds(batch) <= min(reachable, default=math.inf)
+            if in_time and (not self._proven or sum(map(_rows, batch)) in self._proven):
                 return
             batch.pop(-1 if batch[-1] is not oldest else 0)  # with padding the longest, which the others pay for
 

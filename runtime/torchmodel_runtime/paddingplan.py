@@ -3,7 +3,8 @@
 Theory. A row costs what the longest of its batch costs, a batch costs a call besides. All that waits, in order of length, is cut
 into batches of the least predicted time in sum (`costmodel`; dynamic programming), and of these the oldest's is run. So short
 rows neither pay for long ones nor for a call of their own, and the more wait, the closer the lengths in a batch.
-docs/explanation/batching.md has the figures, and those of the rivals that lost. `batching` asks. Pure.
+docs/explanation/batching.md has the figures, and those of the rivals that lost. Only proven numbers of rows are batches, but a
+single entry always is one. `batching` asks. Pure.
 """
 
 from __future__ import annotations
@@ -42,17 +43,20 @@ def choose_similar(line: Sequence[S], room: Room, cost: CostModel) -> list[S]:
         end = begins[end]
     begin = begins[end]
     rows = sum(map(_rows, entries[begin:end]))
-    while end < len(entries) and entries[end].row_bytes == entries[end - 1].row_bytes:
-        rows += entries[end].rows
-        if rows > room.rows_of(entries[end].row_bytes):
+    longest = entries[end - 1].row_bytes
+    for more in range(end, len(entries)):
+        rows += entries[more].rows
+        if entries[more].row_bytes > longest or rows > room.rows_of(longest):
             break
-        end += 1  # company of the same length costs no padding, whatever it was planned for
+        if room.takes(rows):
+            end = more + 1  # company of the same length costs no padding, whatever it was planned for
     return entries[begin:end]
 
 
 def _plan(entries: Sequence[S], room: Room, cost: CostModel) -> list[int]:
     """Cut entries, sorted by length, into batches of the least time in sum: where the batch begins that ends at each."""
     call_s, worth = _prices(entries, cost)
+    proven = room.proven
     sums, begins = [0.0], [0]
     for end in range(1, len(entries) + 1):
         longest_s = worth[end - 1]
@@ -65,7 +69,7 @@ def _plan(entries: Sequence[S], room: Room, cost: CostModel) -> list[int]:
             if rows > allowed or (longest_s - worth[start]) * more > call_s:
                 break  # no room, or its padding alone would cost more than a call of its own
             total_s = sums[start] + longest_s * rows
-            if total_s < best_s:
+            if total_s < best_s and (not proven or rows in proven):
                 best_s, begin = total_s, start
         sums.append(best_s + call_s)
         begins.append(begin)

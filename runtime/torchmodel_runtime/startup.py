@@ -141,6 +141,7 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
         report=report,
         rules=BatchRules(
             engine.max_rows,
+            sizes=engine.bounds.sizes,
             padded_inputs=task.call.padding.inputs if engine.pads and task.call.padding else (),
             max_batch_bytes=engine.bounds.max_bytes,
             depth=1 if device.type == "cpu" else 2,

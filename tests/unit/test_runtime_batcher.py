@@ -56,7 +56,13 @@ def part(*values: float) -> Arrays:
 
 class Played:
     def __init__(
-        self, max_rows: int = 100, max_batch_rows: int = 4, seats: int = 1, depth: int = 1, max_bytes: int = 1 << 28
+        self,
+        max_rows: int = 100,
+        max_batch_rows: int = 4,
+        seats: int = 1,
+        depth: int = 1,
+        max_bytes: int = 1 << 28,
+        sizes: tuple[int, ...] = (),
     ) -> None:
         self.workers, self.runner = [PlayedWorker() for _ in range(seats)], Doubler()
         self.worker = self.workers[0]
@@ -65,7 +71,7 @@ class Played:
         self.batcher = Batcher(
             [(self.runner, worker) for worker in self.workers],
             serving,
-            BatchRules(max_batch_rows, depth=depth),
+            BatchRules(max_batch_rows, sizes=sizes, depth=depth),
             self.metrics,
         )
 
@@ -234,6 +240,19 @@ async def test_a_request_larger_than_a_batch_is_split_and_joined() -> None:
     assert played.runner.batches == [[4], [4], [1, 2]]
     assert (await huge)[0][0].tolist() == [value * 2 for value in range(10)]
     assert (await small)[0][0].tolist() == [100]
+
+
+async def test_a_request_is_cut_into_proven_sizes() -> None:
+    played = Played(max_batch_rows=4, sizes=(1, 2, 4))
+    odd = played.submit(part(*range(7)), part(*range(3)))
+    for _ in range(5):
+        await settle()
+        if played.worker.jobs:
+            await played.worker.finish()
+    assert played.runner.batches[0] == [4]
+    assert {sum(rows) for rows in played.runner.batches} <= {1, 2, 4}
+    results = await odd
+    assert [result[0].tolist() for result in results] == [[value * 2 for value in range(rows)] for rows in (7, 3)]
 
 
 async def test_a_large_request_with_a_poisonous_row_fails_whole_and_its_rest_is_not_computed() -> None:

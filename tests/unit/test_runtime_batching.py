@@ -41,8 +41,9 @@ def make_window(
     padded: bool = False,
     max_bytes: int = 0,
     cost: CostModel | None = None,
+    sizes: tuple[int, ...] = (),
 ) -> BatchWindow[Named]:
-    rules = BatchRules(size, padded_inputs=(0,) if padded else (), max_batch_bytes=max_bytes)
+    rules = BatchRules(size, sizes=sizes, padded_inputs=(0,) if padded else (), max_batch_bytes=max_bytes)
     window: BatchWindow[Named] = BatchWindow(rules, delay_s, cost or CostModel(size))
     for each in entries:
         window.add(each)
@@ -94,6 +95,56 @@ def test_workers_that_are_free_together_share_what_waits() -> None:
 
 def test_a_batch_is_bounded_in_bytes() -> None:
     window = make_window(*[Named(name, length=40) for name in "abc"], max_bytes=100)
+    assert names(window.take(0.0, 4).batch) == ["a", "b"]
+
+
+# --- proven sizes ---
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["of equal shape", "with padding"])
+@pytest.mark.parametrize(
+    ("rows", "batches"),
+    [
+        ((1, 1, 1), ["ab", "c"]),
+        ((1, 1, 1, 1, 1, 1, 1), ["abcd", "ef", "g"]),
+        ((2, 1, 1), ["abc"]),
+        ((2, 1), ["a", "b"]),
+        ((1, 2, 1), ["abc"]),
+        ((3,), ["a"]),
+    ],
+    ids=[
+        "three are rounded down to two",
+        "seven are four, two and one",
+        "rows are counted, not requests",
+        "what cannot be joined to a proven size goes apart",
+        "a number in between that was not proven is passed over",
+        "one request is never held back",
+    ],
+)
+def test_a_batch_has_a_proven_number_of_rows_and_the_rest_waits(
+    rows: tuple[int, ...], batches: list[str], padded: bool
+) -> None:
+    entries = [Named(name, count) for name, count in zip("abcdefg", rows, strict=False)]
+    window = make_window(*entries, sizes=(1, 2, 4), padded=padded)
+    taken = []
+    while len(window):
+        taken.append("".join(sorted(names(window.take(0.0, 4).batch))))
+    assert taken == batches
+
+
+def test_workers_that_share_get_proven_sizes_too() -> None:
+    window = make_window(*[Named(name) for name in "abcdef"], size=8, sizes=(1, 2, 4, 8))
+    assert [len(window.take(0.0, 8, workers=workers).batch) for workers in (2, 1)] == [2, 4]
+
+
+def test_a_worker_that_takes_fewer_rows_now_gets_a_proven_number() -> None:
+    window = make_window(*[Named(name) for name in "abcd"], sizes=(1, 2, 4))
+    assert names(window.take(0.0, 3).batch) == ["a", "b"]
+
+
+def test_a_batch_that_is_shortened_for_a_deadline_has_a_proven_size() -> None:
+    entries = [Named(name, deadline_s=3.5) for name in "abcd"]
+    window = make_window(*entries, sizes=(1, 2, 4), cost=learned(batch_s=0.01, row_s=1.0, byte_s=0.0))
     assert names(window.take(0.0, 4).batch) == ["a", "b"]
 
 
@@ -261,16 +312,24 @@ requests = st.lists(
 )
 
 
-@given(requests, st.integers(1, 6), st.floats(0, 2), st.booleans(), st.sampled_from([0, 90]), st.integers(1, 3))
+@given(
+    requests,
+    st.sampled_from([(1,), (1, 2), (1, 2, 3, 4, 5, 6), (1, 3), (1, 2, 4, 6)]),
+    st.floats(0, 2),
+    st.booleans(),
+    st.sampled_from([0, 90]),
+    st.integers(1, 3),
+)
 def test_every_entry_leaves_once_no_batch_is_too_large_and_nobody_starves(
     given_requests: list[tuple[int, str, float, float, int, int]],
-    size: int,
+    sizes: tuple[int, ...],
     delay_s: float,
     padded: bool,
     max_bytes: int,
     workers: int,
 ) -> None:
-    window = make_window(size=size, delay_s=delay_s, padded=padded, max_bytes=max_bytes)
+    size = sizes[-1]
+    window = make_window(size=size, delay_s=delay_s, padded=padded, max_bytes=max_bytes, sizes=sizes)
     added: list[Named] = []
     for number, (rows, key, arrived, patience, length, count) in enumerate(
         sorted(given_requests, key=lambda request: request[2])
@@ -294,7 +353,7 @@ def test_every_entry_leaves_once_no_batch_is_too_large_and_nobody_starves(
         assert len({each.key for each in take.batch}) <= 1
         if len(take.batch) > 1:
             taken_rows = sum(each.rows for each in take.batch)
-            assert taken_rows <= size
+            assert taken_rows in sizes
             assert not max_bytes or taken_rows * max(each.row_bytes for each in take.batch) <= max_bytes
         assert all(each.deadline_s > now_s for each in take.batch)
         assert oldest is None or oldest in take.batch, "whoever waited longest is in every batch"

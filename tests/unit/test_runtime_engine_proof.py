@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from torchmodel_runtime.config import BatchingReport, Padding, Signature, TensorSpec
-from torchmodel_runtime.engine import proof
+from torchmodel_runtime.engine import proof, trials
 from torchmodel_runtime.engine.comparison import compare
 from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.engine.replicas import find_interference, make_replicas
@@ -45,19 +46,25 @@ VECTORS = tensor_task([-1, FEATURES], [-1, FEATURES])
 
 @pytest.mark.parametrize(
     ("max_size", "sizes"),
-    [(2, [2]), (3, [2, 3]), (8, [2, 4, 8]), (12, [2, 4, 8, 12]), (4096, [2**power for power in range(1, 13)])],
+    [
+        (2, [2]),
+        (3, [2, 3]),
+        (8, [2, 3, 4, 6, 8]),
+        (20, [2, 3, 4, 6, 8, 12, 16, 20]),
+        (4096, [2, *(size for power in range(1, 12) for size in (3 * 2 ** (power - 1), 2 ** (power + 1)))]),
+    ],
 )
-def test_proven_are_powers_of_two_and_the_largest(max_size: int, sizes: list[int]) -> None:
-    assert proof.batch_sizes(max_size) == sizes
+def test_first_are_tried_powers_of_two_half_as_much_again_and_the_largest(max_size: int, sizes: list[int]) -> None:
+    assert trials.batch_sizes(max_size) == sizes
 
 
 def test_independent_rows_are_proven_for_every_size_with_figures() -> None:
     engine, report = prove(torch.nn.Linear(FEATURES, FEATURES), VECTORS)
     assert (report.enabled, report.max_size, report.padding) == (True, 16, False)
-    assert [each.rows for each in report.proofs] == [2, 4, 8, 16]
+    assert [each.rows for each in report.proofs] == [2, 3, 4, 6, 8, 12, 16]
     assert all(each.max_difference <= each.tolerance < 1e-4 for each in report.proofs)
-    assert report.reason == "rows alone and in batches of 2, 4, 8, 16 and every size between agreed within tolerance"
-    assert engine.max_rows == 16
+    assert report.reason == "rows alone and in batches of 2 to 16 agreed within tolerance"
+    assert (engine.max_rows, engine.bounds.sizes) == (16, ())
 
 
 class MixesFrom(torch.nn.Module):
@@ -101,6 +108,48 @@ def test_rows_that_influence_each_other_are_caught_at_the_size_where_they_do(
     assert report.proofs[-1].max_difference > report.proofs[-1].tolerance
 
 
+class Slow(torch.nn.Module):
+    """Takes so long that not every size can be tried, and mixes rows at one of those that are not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return x.flip(0) if len(x) == 23 else x
+
+
+def test_a_size_that_was_not_proven_is_not_computed() -> None:
+    engine, report = prove(Slow(), VECTORS, 32)
+    assert (report.enabled, report.max_size) == (True, 32)
+    assert set(trials.batch_sizes(32)) < set(engine.bounds.sizes) < set(range(1, 33)) - {23}
+    assert "in batches of 2 to " in report.reason
+    rows = VECTORS.synthetic(23, np.random.default_rng(0))
+    np.testing.assert_array_equal(engine.forward(rows)[0], rows[0])
+    answers = engine.run([[rows[0][row : row + 1]] for row in range(23)])
+    np.testing.assert_array_equal(np.concatenate([answer[0] for answer in answers]), rows[0])  # type: ignore[index]
+
+
+class NotAt(torch.nn.Module):
+    """Raises at one size."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == self.rows:
+            raise RuntimeError("so many rows do not please me")
+        return x * 2
+
+
+@pytest.mark.parametrize(("rows", "largest"), [(3, 2), (13, 12), (16, 12)], ids=["early", "in between", "the largest"])
+def test_a_size_that_raises_is_the_end_of_larger_ones_and_not_of_the_start(rows: int, largest: int) -> None:
+    engine, report = prove(NotAt(rows), VECTORS)
+    assert (report.enabled, report.max_size, engine.max_rows) == (True, largest, largest)
+    assert f"larger ones are not used: {rows} rows gave RuntimeError: so many rows" in report.reason
+    assert max(each.rows for each in report.proofs) <= largest
+    x = VECTORS.synthetic(16, np.random.default_rng(0))
+    np.testing.assert_array_equal(engine.forward(x)[0], x[0] * 2)
+
+
 class AtMost(torch.nn.Module):
     def __init__(self, rows: int, error: Exception) -> None:
         super().__init__()
@@ -115,15 +164,15 @@ class AtMost(torch.nn.Module):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ValueError("too many"), "16 rows gave ValueError: too many"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "a batch of 16 did not fit the memory"),
+        (ValueError("too many"), "12 rows gave ValueError: too many"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "a batch of 12 did not fit the memory"),
     ],
     ids=["the module refuses", "memory runs out"],
 )
 def test_the_largest_proven_size_is_the_bound(error: Exception, words: str) -> None:
     engine, report = prove(AtMost(8, error), VECTORS)
     assert (report.enabled, report.max_size, engine.max_rows) == (True, 8, 8)
-    assert [each.rows for each in report.proofs] == [2, 4, 8]
+    assert [each.rows for each in report.proofs] == [2, 3, 4, 6, 8]
     assert words in report.reason
 
 
@@ -150,7 +199,7 @@ GIB = 1 << 30
 def test_sizes_that_would_take_too_much_are_not_tried(
     seconds: float, spent_s: float, grown_bytes: int, room_bytes: int, words: str
 ) -> None:
-    assert proof.why_not(16, 8, seconds, spent_s, grown_bytes, room_bytes) == words
+    assert trials.why_not(16, 8, seconds, spent_s, grown_bytes, room_bytes) == words
 
 
 # --- rows of different length ---
@@ -226,7 +275,7 @@ class Positions(Pooling):
 def test_padded_rows_have_the_answers_they_have_alone(module: torch.nn.Module, task: TensorTask) -> None:
     engine, report = prove(module, task)
     assert (report.enabled, report.padding, report.max_size) == (True, True, 16)
-    assert [each.rows for each in report.proofs if each.padded] == [2, 4, 8, 16]
+    assert [each.rows for each in report.proofs if each.padded] == [2, 3, 4, 6, 8, 12, 16]
     assert all(each.max_difference <= each.tolerance for each in report.proofs)
     generator = np.random.default_rng(7)
     requests = [task.synthetic(rows, generator, length) for rows, length in ((1, 3), (2, 16), (1, 1), (3, 9))]

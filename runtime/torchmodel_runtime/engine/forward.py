@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from torchmodel_runtime import errors
+from torchmodel_runtime.batchrules import fit_rows
 from torchmodel_runtime.config import CONFIG_INVALID
 from torchmodel_runtime.engine.collation import join, split
 from torchmodel_runtime.engine.conversion import check_output, select_outputs, to_array, to_tensor
@@ -86,10 +87,10 @@ class Engine:
         return split(requests, outputs, joined.lengths, self.cut_outputs)
 
     def forward(self, inputs: Arrays, mask: np.ndarray | None = None) -> Arrays:
-        """Outputs in declared order, axis 0 rows; more rows than the bounds allow are computed in slices."""
-        rows = len(inputs[0])
-        limit = self.bounds.rows_of(bytes_per_row(inputs)) if self.bounds.max_bytes else self.bounds.max_rows
-        if rows > limit:
+        """Outputs in declared order, axis 0 rows; what the bounds do not allow in one call is computed in slices."""
+        rows, bounds = len(inputs[0]), self.bounds
+        limit = bounds.rows_of(bytes_per_row(inputs)) if bounds.max_bytes else bounds.max_rows
+        if rows > limit or (bounds.sizes and rows not in bounds.sizes):
             return self._forward_in_slices(inputs, mask, limit)
         try:
             return self._call_module(inputs, mask)
@@ -158,7 +159,7 @@ class Engine:
             return errors.model_out_of_memory() if is_out_of_memory(error) else errors.model_failed()
 
     def _forward_in_slices(self, inputs: Arrays, mask: np.ndarray | None, limit: int, lowered: bool = False) -> Arrays:
-        """In calls of at most limit rows, halved whenever memory runs out; what fits at last becomes the bound.
+        """In calls of proven sizes of at most limit rows, halved whenever memory runs out; what fits at last becomes the bound.
 
         lowered: memory ran out already, in a larger call.
         """
@@ -166,7 +167,7 @@ class Engine:
             self._free_cache()
         pieces, start, rows = [], 0, len(inputs[0])
         while start < rows:
-            end = min(start + limit, rows)
+            end = start + fit_rows(min(limit, rows - start), self.bounds.sizes)
             try:
                 part = [array[start:end] for array in inputs]
                 pieces.append(self._call_module(part, None if mask is None else mask[start:end]))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from torchmodel_runtime.batchrules import fit_rows
 from torchmodel_runtime.quota import read_memory_room
 from torchmodel_runtime.tensors import Arrays
 
@@ -30,6 +31,8 @@ class Bounds:
     """What one call of the module may be; engines over the same weights share one, as they share the memory."""
 
     max_rows: int
+    sizes: tuple[int, ...] = ()
+    """Numbers of rows that were proven, ascending, from 1; no call has another. Empty: every one will do."""
     max_bytes: int = 0
     """Of all inputs of a call; 0: no bound."""
     usual_row_bytes: int = 0
@@ -52,7 +55,7 @@ class Bounds:
     def lower(self, rows: int, row_bytes: int) -> None:
         """So many rows fit where more did not: for rows as usual that bounds their number, for larger ones the bytes."""
         if row_bytes <= self.usual_row_bytes:
-            self.max_rows = min(self.max_rows, rows)
+            self.max_rows = min(self.max_rows, fit_rows(rows, self.sizes))
         else:
             self.max_bytes = min(self.max_bytes or rows * row_bytes, rows * row_bytes)
 

@@ -2,14 +2,14 @@
 
 A model that mixes rows (batch statistics, one quantisation scale for a whole batch) would make one client's answer depend on
 another's request; one that does not heed its mask would make it depend on another's length. So requests share batches of a size
-only after rows were computed alone and in such a batch and agreed (docs/explanation/batching-proof.md).
+only after rows were computed alone and in such a batch and agreed (docs/explanation/batching-proof.md). No batch has another
+size: what waits is rounded down to one of them.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from torchmodel_runtime.engine.comparison import Verdict, compare
 from torchmodel_runtime.engine.conversion import OutputError
 from torchmodel_runtime.engine.devices import is_out_of_memory, out_of_memory
 from torchmodel_runtime.engine.forward import Engine
-from torchmodel_runtime.engine.memory import SHARE, PeakMeter, room_bytes
+from torchmodel_runtime.engine.memory import PeakMeter
+from torchmodel_runtime.engine.trials import Series, say_sizes, try_sizes
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.tasks import Task
 from torchmodel_runtime.tensors import Arrays
@@ -29,12 +30,6 @@ PROBES = 4
 LENGTHS = 5
 """Different lengths among the rows of the proof of padding, from the task's shortest to its longest."""
 
-BUDGET_S = 12.0
-"""Time for the sizes of one series; a size that would take longer is not tried and not used. A guess at what a start may cost."""
-
-BETWEEN_S = 0.25
-"""Time for the sizes between those: of a quick model all are proven."""
-
 
 @dataclass(frozen=True)
 class Probe:
@@ -43,24 +38,6 @@ class Probe:
     inputs: Arrays
     answer: Arrays
     length: int = 0
-
-
-@dataclass
-class Series:
-    """What came of trying one size after the other."""
-
-    proofs: list[BatchProof] = field(default_factory=list)
-    largest: int = 1
-    doubt: str = ""
-    """Why rows must not share a batch in this way."""
-    stopped: str = ""
-    """Why larger sizes were not tried."""
-    all_sizes: bool = False
-
-
-def batch_sizes(max_size: int) -> list[int]:
-    """The sizes that are always proven: powers of two, where kernels change, and the largest."""
-    return sorted({*(1 << power for power in range(1, max_size.bit_length()) if 1 << power <= max_size), max_size})
 
 
 def check_answers(engine: Engine, task: Task) -> None:
@@ -87,11 +64,11 @@ def prove_batches(engine: Engine, task: Task, max_size: int, why: str) -> Batchi
         engine.max_rows = 1
         reason = series.doubt or series.stopped
         return BatchingReport(enabled=False, max_size=1, reason=reason, proofs=series.proofs)
-    engine.max_rows = series.largest
+    _allow(engine, series)
     engine.bounds.learn(task.synthetic(series.largest, generator), meter.growth_bytes())
-    padded = _prove_padding(engine, task, generator)
+    padded = _prove_padding(engine, task, generator, series.sizes)
     if padded is not None and not padded.doubt:
-        engine.max_rows = padded.largest
+        _allow(engine, padded)
     return BatchingReport(
         enabled=True,
         max_size=engine.max_rows,
@@ -101,13 +78,17 @@ def prove_batches(engine: Engine, task: Task, max_size: int, why: str) -> Batchi
     )
 
 
+def _allow(engine: Engine, series: Series) -> None:
+    """Batches of these sizes from now on."""
+    engine.max_rows = series.largest
+    engine.bounds.sizes = () if len(series.sizes) == series.largest else tuple(series.sizes)
+
+
 def _say(series: Series, padded: Series | None, why: str) -> str:
     """The outcome in words."""
-    sizes = ", ".join(str(proof.rows) for proof in series.proofs)
-    between = " and every size between" if series.all_sizes else ""
-    words = f"rows alone and in batches of {sizes}{between} agreed within tolerance"
+    words = f"rows alone and in batches of {say_sizes(series.sizes[1:])} agreed within tolerance"
     if series.stopped:
-        words += f"; larger ones were not tried: {series.stopped}"
+        words += f"; larger ones are not used: {series.stopped}"
     elif why:
         words += f"; {why}"
     if padded is None:
@@ -115,7 +96,9 @@ def _say(series: Series, padded: Series | None, why: str) -> str:
     if padded.doubt:
         return f"{words}; padding is off: {padded.doubt}"
     words += "; so did rows padded to the longest"
-    return f"{words}, up to {padded.largest}: {padded.stopped}" if padded.stopped else words
+    if padded.sizes != series.sizes:
+        words += f", in batches of {say_sizes(padded.sizes[1:])}, and only these are used"
+    return f"{words}: {padded.stopped}" if padded.stopped else words
 
 
 def _run(engine: Engine, inputs: Arrays) -> Arrays:
@@ -162,14 +145,11 @@ def _prove_company(engine: Engine, task: Task, max_size: int, probes: Sequence[P
         answers = [[output[place : place + 1] for output in outputs] for place in places]
         return _compare_all(engine, probes, answers, size, series, padded=False)
 
-    series = _try_sizes(engine, batch_sizes(max_size), compute, meter)
-    if not series.doubt and not series.stopped:
-        _try_between(max_size, compute, series)
-    return series
+    return try_sizes(engine, range(2, max_size + 1), compute, meter)
 
 
-def _prove_padding(engine: Engine, task: Task, generator: np.random.Generator) -> Series | None:
-    """Rows of different length alone and padded together; None where no padding is declared."""
+def _prove_padding(engine: Engine, task: Task, generator: np.random.Generator, sizes: Sequence[int]) -> Series | None:
+    """Rows of different length alone and padded together; None where no padding is declared. sizes: proven without, from 1."""
     if engine.call.padding is None:
         return None
     probes = _probe_lengths(engine, task, generator)
@@ -190,7 +170,7 @@ def _prove_padding(engine: Engine, task: Task, generator: np.random.Generator) -
             company[index] = task.synthetic(1, generator, length)
         return _compare_all(engine, probes, engine.run_together(company), size, series, padded=True)
 
-    series = _try_sizes(engine, batch_sizes(engine.max_rows), compute, PeakMeter(engine.device))
+    series = try_sizes(engine, sizes[1:], compute, PeakMeter(engine.device))
     if not series.doubt and series.largest == 1:
         series.doubt = series.stopped
     if series.doubt:
@@ -210,62 +190,6 @@ def _probe_lengths(engine: Engine, task: Task, generator: np.random.Generator) -
         except Exception:  # noqa: BLE001, S112 - too short for its kernel, or too long for its positions: served so, with an error
             continue
     return probes
-
-
-def _try_sizes(engine: Engine, sizes: Sequence[int], compute: Callable[[int, Series], str], meter: PeakMeter) -> Series:
-    """One size after the other, until one is in doubt or the next would take too much time or memory."""
-    series, seconds, started_s = Series(), 0.0, time.monotonic()
-    for size in sizes:
-        spent_s, grown = time.monotonic() - started_s, meter.growth_bytes()
-        series.stopped = why_not(size, series.largest, seconds, spent_s, grown, room_bytes(engine.device))
-        if series.stopped:
-            break
-        began_s = time.monotonic()
-        try:
-            series.doubt = compute(size, series)
-        except Exception as error:  # noqa: BLE001 - whatever it is, smaller batches or single rows work and are served
-            words = f"{size} rows gave {type(error).__name__}: {str(error)[:300]}"
-            if series.largest == 1 and not is_out_of_memory(error):
-                series.doubt = f"the module takes one row at a time: {words}"
-            else:
-                series.stopped = words
-            break
-        if series.doubt:
-            break
-        if engine.max_rows < size or engine.bounds.max_bytes:  # memory ran out, and the engine helped itself
-            series.stopped = f"a batch of {size} did not fit the memory"
-            series.proofs.pop()
-            break
-        seconds, series.largest = time.monotonic() - began_s, size
-    return series
-
-
-def why_not(size: int, largest: int, seconds: float, spent_s: float, grown_bytes: int, room_bytes: int) -> str:
-    """Why a batch of that size is not tried; empty when it is.
-
-    seconds, grown_bytes: what the largest one so far took; its size times as much is expected of the next. room_bytes: the
-    memory left; spent_s: by the sizes so far.
-    """
-    factor = size / largest
-    if spent_s + seconds * factor > BUDGET_S:
-        return f"a batch of {largest} took {seconds:.1f} s"
-    if grown_bytes * (factor - 1) > room_bytes * SHARE:
-        return f"a batch of {largest} took {grown_bytes >> 20} MiB of memory"
-    return ""
-
-
-def _try_between(max_size: int, compute: Callable[[int, Series], str], series: Series) -> None:
-    """The sizes that `batch_sizes` leaves out, as long as that is quick; only a doubtful one gets into the report."""
-    until_s = time.monotonic() + BETWEEN_S
-    proven = len(series.proofs)
-    for size in sorted(set(range(2, max_size)) - set(batch_sizes(max_size))):
-        if time.monotonic() > until_s:
-            return
-        series.doubt = compute(size, series)
-        if series.doubt:
-            return
-        del series.proofs[proven:]
-    series.all_sizes = True
 
 
 def _compare_all(
