@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torchmodel_runtime.config import BatchingReport, Padding, Signature, TensorSpec
 from torchmodel_runtime.engine import proof, trials
-from torchmodel_runtime.engine.comparison import compare
+from torchmodel_runtime.engine.comparison import allow, compare
 from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.engine.replicas import find_interference, make_replicas
 from torchmodel_runtime.errors import StartError
@@ -351,21 +352,116 @@ def test_lengths_that_the_module_does_not_take_leave_nothing_to_compare() -> Non
     [
         ([1.0], [1.000009], True),
         ([1.0], [1.00002], False),
-        ([1000.0, 0.0], [1000.0, 0.009], True),
         ([np.nan, np.inf], [np.nan, np.inf], True),
         ([np.inf], [-np.inf], False),
         ([1.0], [np.nan], False),
         ([1.0, 2.0], [1.0], False),
     ],
-    ids=["close", "apart", "by the row's own scale", "the same NaN", "another infinity", "NaN for a number", "shapes"],
+    ids=["close", "apart", "the same NaN", "another infinity", "NaN for a number", "shapes"],
 )
-def test_answers_are_compared_by_the_rows_scale(reference: list[float], answer: list[float], agrees: bool) -> None:
-    verdict = compare(np.array(reference, np.float32), np.array(answer, np.float32), torch.float32)
+def test_answers_agree_within_their_tolerance(reference: list[float], answer: list[float], agrees: bool) -> None:
+    verdict = compare(np.array(reference, np.float32), np.array(answer, np.float32), 1e-5)
     assert (verdict.words == "") is agrees
 
 
+@pytest.mark.parametrize(
+    ("answers", "moved", "tolerance"),
+    [
+        ([[1.0, -3.0], [0.5, 0.25]], [], 3e-5),
+        ([[1e-7], [3e-9]], [], 1e-12),
+        ([[2.0, np.inf], [np.nan, 1.0]], [], 2e-5),
+        ([[0.0]], [], 1.1754943508222875e-38),
+        ([[1.0]], [[1.0 + 5 * 2**-23]], 1e-5),
+        ([[1.0]], [[1.0 + 32 * 2**-23]], 4e-5),
+        ([[1.0]], [[2.0]], 1e-4),
+    ],
+    ids=[
+        "by the output's greatest value",
+        "small outputs have small tolerances, even a row that is nearly zero beside others",
+        "what is no number does not count",
+        "zeros are zeros",
+        "a module that passes roundings on is held to the figure",
+        "one that makes more of them gets as much more",
+        "but tenfold at most",
+    ],
+)
+def test_the_tolerance_is_of_the_outputs_own_scale(
+    answers: list[list[float]], moved: list[list[float]], tolerance: float
+) -> None:
+    arrays = [[np.array(values, np.float32) for values in rows] for rows in (answers, moved)]
+    assert allow(arrays[0], torch.float32, arrays[1]) == pytest.approx(tolerance, rel=1e-6)
+
+
+class Small(torch.nn.Module):
+    """Answers of a millionth, rows mixed completely or not at all."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.layer, self.mixes = torch.nn.Linear(FEATURES, FEATURES), mixes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1e-6 * self.layer(x - x.mean(0) if self.mixes else x)
+
+
+class Distribution(torch.nn.Module):
+    """Probabilities over many classes, all of them small."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.layer, self.mixes = torch.nn.Linear(FEATURES, 20000), mixes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.layer(x)
+        return torch.softmax(logits - logits.mean(0) if self.mixes else logits, -1)
+
+
+class Net(torch.nn.Module):
+    """A few wide layers, whose roundings its head makes much or little of."""
+
+    def __init__(self, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        sizes = [FEATURES, 256, 256, 256, FEATURES]
+        self.layers = torch.nn.ModuleList(map(torch.nn.Linear, sizes, sizes[1:]))
+        self.head = head
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.weight.mul_(2.4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            x = torch.nn.functional.gelu(layer(x))
+        return self.head(self.layers[-1](x))
+
+
+MODULES: list[tuple[str, Callable[[], torch.nn.Module], bool]] = [
+    ("small answers", lambda: Small(mixes=False), True),
+    ("small answers of rows that mix", lambda: Small(mixes=True), False),
+    ("many classes", lambda: Distribution(mixes=False), True),
+    ("many classes of rows that mix", lambda: Distribution(mixes=True), False),
+    ("plain", lambda: Net(lambda y: y), True),
+    ("sharp softmax", lambda: Net(lambda y: torch.softmax(20 * y, -1)), True),
+    ("sigmoid far below zero", lambda: Net(lambda y: torch.sigmoid(y - 60)), True),
+    ("exponential", lambda: Net(lambda y: torch.exp(20 * y - 40)), True),
+    ("sums that cancel now and then", lambda: Net(lambda y: y - y.sort(-1).values.mean(-1, keepdim=True)), True),
+    ("mixing by a thousandth", lambda: Net(lambda y: y + 1e-3 * y.mean(0)), False),
+]
+
+
+@pytest.mark.parametrize(("make", "agrees"), [each[1:] for each in MODULES], ids=[each[0] for each in MODULES])
+def test_roundings_are_forgiven_and_mixed_rows_are_not_however_small_the_answers(
+    make: Callable[[], torch.nn.Module], agrees: bool
+) -> None:
+    torch.manual_seed(0)
+    module = make()
+    width = 20000 if isinstance(module, Distribution) else FEATURES
+    _, report = prove(module, tensor_task([-1, FEATURES], [-1, width]), 32)
+    assert report.enabled is agrees, report.reason
+    if agrees:
+        assert all(each.max_difference < each.tolerance / 2 for each in report.proofs), report.proofs
+
+
 def test_integers_must_be_equal() -> None:
-    assert "differs in 1 of 2 values" in compare(np.array([1, 2]), np.array([1, 3]), torch.float32).words
+    assert "differs in 1 of 2 values" in compare(np.array([1, 2]), np.array([1, 3]), 1e-5).words
 
 
 # --- several threads ---

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from torchmodel_runtime.config import WARM_UP_FAILED, BatchingReport, BatchProof
-from torchmodel_runtime.engine.comparison import Verdict, compare
+from torchmodel_runtime.engine.comparison import Verdict, allow, compare
 from torchmodel_runtime.engine.conversion import OutputError
 from torchmodel_runtime.engine.devices import is_out_of_memory, out_of_memory
 from torchmodel_runtime.engine.forward import Engine
@@ -27,6 +28,9 @@ from torchmodel_runtime.tensors import Arrays
 PROBES = 4
 """Rows compared in each batch: enough for a mixing model to show, few enough for a slow one."""
 
+MOVED = 2
+"""Of them are computed again with inputs that differ by a rounding."""
+
 LENGTHS = 5
 """Different lengths among the rows of the proof of padding, from the task's shortest to its longest."""
 
@@ -38,6 +42,23 @@ class Probe:
     inputs: Arrays
     answer: Arrays
     length: int = 0
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Rows that are compared, and how much their answers may differ."""
+
+    rows: Sequence[Probe]
+    outputs: tuple[str, ...]
+    """The outputs' names."""
+    tolerances: tuple[float, ...]
+    """Of each output."""
+
+    def compare(self, probe: Probe, answer: Arrays) -> tuple[str, Verdict]:
+        """The output that differs most, by its tolerance."""
+        pairs = zip(self.outputs, probe.answer, answer, self.tolerances, strict=True)
+        verdicts = [(name, compare(reference, other, tolerance)) for name, reference, other, tolerance in pairs]
+        return max(verdicts, key=lambda each: (bool(each[1].words), each[1].max_difference))
 
 
 def check_answers(engine: Engine, task: Task) -> None:
@@ -53,11 +74,10 @@ def prove_batches(engine: Engine, task: Task, max_size: int, why: str) -> Batchi
     if max_size == 1:
         engine.max_rows = 1
         return BatchingReport(enabled=False, max_size=1, reason=why)
-    probes = [
-        Probe(inputs, engine.forward(inputs)) for inputs in _rows_of(task.synthetic(PROBES, generator), range(PROBES))
-    ]
-    engine.bounds.learn(probes[0].inputs, growth_bytes=0)
-    doubt = _find_chance(engine, probes[0])
+    rows = _rows_of(task.synthetic(PROBES, generator), range(PROBES))
+    probes = _make_probes(engine, [Probe(inputs, engine.forward(inputs)) for inputs in rows])
+    engine.bounds.learn(rows[0], growth_bytes=0)
+    doubt = _find_chance(engine, probes)
     meter = PeakMeter(engine.device)
     series = Series(doubt=doubt) if doubt else _prove_company(engine, task, max_size, probes, meter)
     if series.doubt or series.largest == 1:
@@ -120,10 +140,35 @@ def _run(engine: Engine, inputs: Arrays) -> Arrays:
         ) from error
 
 
-def _find_chance(engine: Engine, probe: Probe) -> str:
+def _make_probes(engine: Engine, rows: list[Probe]) -> Probes:
+    """With the tolerances that follow from what the module makes of them, and of the first ones moved by one rounding."""
+    generator, precision = np.random.default_rng(5), engine.precision()
+    step = torch.finfo(precision).eps
+    moved = []
+    if any(array.dtype.kind == "f" for array in rows[0].inputs):
+        moved = [engine.forward([_move(array, step, generator) for array in row.inputs]) for row in rows[:MOVED]]
+    outputs = range(len(engine.call.outputs))
+    return Probes(
+        rows,
+        tuple(spec.name for spec in engine.call.outputs),
+        tuple(
+            allow([row.answer[each] for row in rows], precision, [answer[each] for answer in moved]) for each in outputs
+        ),
+    )
+
+
+def _move(array: np.ndarray, step: float, generator: np.random.Generator) -> np.ndarray:
+    """Each number a rounding up or down."""
+    if array.dtype.kind != "f":
+        return array
+    signs = generator.integers(0, 2, array.shape) * 2 - 1
+    return (array * (1 + step * signs)).astype(array.dtype)
+
+
+def _find_chance(engine: Engine, probes: Probes) -> str:
     """Why the module's answers cannot be compared: it is not deterministic; empty when it is."""
-    again = engine.forward(probe.inputs)
-    name, verdict = _worst(engine, probe.answer, again)
+    first = probes.rows[0]
+    name, verdict = probes.compare(first, engine.forward(first.inputs))
     return (
         f"the module is not deterministic: output {name!r} of one row computed twice {verdict.words}"
         if verdict.words
@@ -131,19 +176,19 @@ def _find_chance(engine: Engine, probe: Probe) -> str:
     )
 
 
-def _prove_company(engine: Engine, task: Task, max_size: int, probes: Sequence[Probe], meter: PeakMeter) -> Series:
+def _prove_company(engine: Engine, task: Task, max_size: int, probes: Probes, meter: PeakMeter) -> Series:
     """Rows of equal shape alone and together."""
     generator = np.random.default_rng(3)
 
     def compute(size: int, series: Series) -> str:
         inputs = task.synthetic(size, generator)
         places = _places(size)
-        for place, probe in zip(places, probes, strict=False):
+        for place, probe in zip(places, probes.rows, strict=False):
             for array, row in zip(inputs, probe.inputs, strict=True):
                 array[place] = row[0]
         outputs = engine.forward(inputs)
         answers = [[output[place : place + 1] for output in outputs] for place in places]
-        return _compare_all(engine, probes, answers, size, series, padded=False)
+        return _compare_all(probes, answers, size, series, padded=False)
 
     return try_sizes(engine, range(2, max_size + 1), compute, meter)
 
@@ -152,23 +197,24 @@ def _prove_padding(engine: Engine, task: Task, generator: np.random.Generator, s
     """Rows of different length alone and padded together; None where no padding is declared. sizes: proven without, from 1."""
     if engine.call.padding is None:
         return None
-    probes = _probe_lengths(engine, task, generator)
-    if len({probe.length for probe in probes}) < 2:
+    rows = _probe_lengths(engine, task, generator)
+    if len({row.length for row in rows}) < 2:
         tried = "{} to {}".format(*task.lengths)
         return Series(doubt=f"of rows of length {tried} the module takes fewer than two, so nothing can be compared")
+    probes = _make_probes(engine, rows)
     engine.pads = True
     engine.cut_outputs = tuple(
         index
         for index, spec in enumerate(engine.call.outputs)
-        if spec.shape[1:2] == [-1] and all(probe.answer[index].shape[1] == probe.length for probe in probes)
+        if spec.shape[1:2] == [-1] and all(row.answer[index].shape[1] == row.length for row in rows)
     )
 
     def compute(size: int, series: Series) -> str:
-        company = [probes[index % len(probes)].inputs for index in range(size)]
-        for index in range(len(probes), size):  # the others differ from the probes
-            length = int(generator.choice([probe.length for probe in probes]))
+        company = [rows[index % len(rows)].inputs for index in range(size)]
+        for index in range(len(rows), size):  # the others differ from the probes
+            length = int(generator.choice([row.length for row in rows]))
             company[index] = task.synthetic(1, generator, length)
-        return _compare_all(engine, probes, engine.run_together(company), size, series, padded=True)
+        return _compare_all(probes, engine.run_together(company), size, series, padded=True)
 
     series = try_sizes(engine, sizes[1:], compute, PeakMeter(engine.device))
     if not series.doubt and series.largest == 1:
@@ -192,13 +238,11 @@ def _probe_lengths(engine: Engine, task: Task, generator: np.random.Generator) -
     return probes
 
 
-def _compare_all(
-    engine: Engine, probes: Sequence[Probe], answers: Sequence[Arrays], size: int, series: Series, *, padded: bool
-) -> str:
+def _compare_all(probes: Probes, answers: Sequence[Arrays], size: int, series: Series, *, padded: bool) -> str:
     """Each probe's answer alone and in company: the figures into the series; returned is what is wrong, or nothing."""
     worst, doubt = Verdict(0.0, 0.0, ""), ""
-    for probe, answer in zip(probes, answers, strict=False):
-        name, verdict = _worst(engine, probe.answer, answer)
+    for probe, answer in zip(probes.rows, answers, strict=False):
+        name, verdict = probes.compare(probe, answer)
         if verdict.max_difference >= worst.max_difference:
             worst = verdict
         if verdict.words and not doubt:
@@ -209,16 +253,6 @@ def _compare_all(
     difference = float(min(worst.max_difference, np.finfo(np.float64).max))
     series.proofs.append(BatchProof(rows=size, padded=padded, max_difference=difference, tolerance=worst.tolerance))
     return doubt
-
-
-def _worst(engine: Engine, reference: Arrays, answer: Arrays) -> tuple[str, Verdict]:
-    """The output that differs most, by its tolerance."""
-    precision = engine.precision()
-    verdicts = [
-        (spec.name, compare(first, second, precision))
-        for spec, first, second in zip(engine.call.outputs, reference, answer, strict=True)
-    ]
-    return max(verdicts, key=lambda each: (bool(each[1].words), each[1].max_difference))
 
 
 def _rows_of(inputs: Arrays, rows: Sequence[int]) -> list[Arrays]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from torchmodel_runtime.engine.comparison import compare
+from torchmodel_runtime.engine.comparison import allow, compare
 from torchmodel_runtime.engine.devices import configure_thread
 from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.tasks import Task
@@ -63,13 +63,15 @@ def find_interference(engines: Sequence[Engine], task: Task, threads: int) -> st
     sizes = [rows for rows in ROWS if rows <= engines[0].max_rows]
     work = [[task.synthetic(rows, generator) for rows in sizes] for _ in engines]
     expected = [[_copies(engines[0].forward(inputs)) for inputs in batches] for batches in work]
+    alone = [answers for batches in expected for answers in batches]
+    tolerances = [allow(column, engines[0].precision()) for column in zip(*alone, strict=True)]
     barrier = threading.Barrier(len(engines))
     interval_s = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     try:
         with ThreadPoolExecutor(len(engines)) as pool:
             trials = [
-                pool.submit(_try_engine, engine, batches, answers, threads, barrier)
+                pool.submit(_try_engine, engine, list(zip(batches, answers, strict=True)), tolerances, threads, barrier)
                 for engine, batches, answers in zip(engines, work, expected, strict=True)
             ]
             return next((words for trial in trials if (words := trial.result())), "")
@@ -78,24 +80,28 @@ def find_interference(engines: Sequence[Engine], task: Task, threads: int) -> st
 
 
 def _try_engine(
-    engine: Engine, batches: Sequence[Arrays], expected: Sequence[Arrays], threads: int, barrier: threading.Barrier
+    engine: Engine,
+    batches: Sequence[tuple[Arrays, Arrays]],
+    tolerances: Sequence[float],
+    threads: int,
+    barrier: threading.Barrier,
 ) -> str:
-    """What is wrong with one engine's answers while the others work; empty when nothing is."""
+    """What is wrong with one engine's answers while the others work, or nothing. batches: inputs, and their answers alone."""
     configure_thread(threads)
     barrier.wait()
     until_s = time.monotonic() + TRIAL_S
     for rounds in range(MAX_ROUNDS):
         if rounds and time.monotonic() > until_s:
             break
-        for inputs, answers in zip(batches, expected, strict=True):
+        for inputs, answers in batches:
             try:
                 outputs = engine.forward(inputs)
             except Exception as error:  # noqa: BLE001 - it did not raise alone
                 return (
                     f"computed at the same time as others, the module raised {type(error).__name__}: {str(error)[:300]}"
                 )
-            for spec, answer, output in zip(engine.call.outputs, answers, outputs, strict=True):
-                verdict = compare(answer, output, engine.precision())
+            for spec, answer, output, tolerance in zip(engine.call.outputs, answers, outputs, tolerances, strict=True):
+                verdict = compare(answer, output, tolerance)
                 if verdict.words:
                     return f"computed at the same time as others, output {spec.name!r} {verdict.words}"
     return ""
