@@ -162,7 +162,8 @@ def _move(array: np.ndarray, step: float, generator: np.random.Generator) -> np.
     if array.dtype.kind != "f":
         return array
     signs = generator.integers(0, 2, array.shape) * 2 - 1
-    return (array * (1 + step * signs)).astype(array.dtype)
+    moved: np.ndarray = (array * (1 + step * signs)).astype(array.dtype)
+    return moved
 
 
 def _find_chance(engine: Engine, probes: Probes) -> str:
