@@ -6,7 +6,9 @@ import base64
 import io
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchmodel_runtime.config import ImageClassification, Padding, Speech, Task, TextEmbedding
-from torchmodel_runtime.errors import RequestError, StartError
+from torchmodel_runtime.errors import RequestError, StartError, too_large
 from torchmodel_runtime.tasks import PaddingRule, make_task
 from torchmodel_runtime.tasks.audio import decode_audio, resample
 from torchmodel_runtime.tasks.image import ImageTask, activate, decode_image
@@ -129,6 +131,83 @@ def test_base64_that_is_none_names_the_element() -> None:
     good = base64.b64encode(encode_image(Image.new("RGB", (9, 9)))).decode()
     with pytest.raises(RequestError, match=r"input 'image'\[1\]: must be base64"):
         ImageTask(PLAIN).prepare([bytes_tensor([good, "%%%"])])
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    options = msgspec.structs.replace(PLAIN, max_pixels=1024)
+    assert decode_image(encode_image(Image.new("RGB", (32, 32))), options, "x").shape == (3, 8, 8)
+    for size in ((33, 32), (100, 100)):  # Pillow's own limit is at twice as many
+        with pytest.raises(RequestError, match=r"pixels.*\(task.imageClassification.maxPixels\)") as caught:
+            decode_image(encode_image(Image.new("RGB", size)), options, "x")
+        assert caught.value.status == 413
+
+
+def test_a_picture_that_would_be_resized_to_a_giant_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"x: 1 x 900 is too long and narrow"):
+        decode_image(encode_image(Image.new("RGB", (1, 900))), msgspec.structs.replace(PLAIN, max_pixels=1024), "x")
+
+
+# --- memory ---
+
+
+class Ledger:
+    """An allowance that takes notes."""
+
+    def __init__(self, max_bytes: int = 1 << 40) -> None:
+        self.max_bytes = max_bytes
+        self.kept = self.held = self.most = self.asked = 0
+
+    def keep(self, size_bytes: int) -> None:
+        self.kept += size_bytes
+        self.borrow(size_bytes)
+
+    def borrow(self, size_bytes: int) -> None:
+        self.asked += 1
+        self.held += size_bytes
+        self.most = max(self.most, self.held)
+        if self.held > self.max_bytes:
+            raise too_large("enough")
+
+    def give_back(self, size_bytes: int) -> None:
+        self.held -= size_bytes
+
+
+def make_texts(folder: Path) -> Any:
+    make_tokenizer(folder)
+    return TextTask(TextEmbedding(), folder), [bytes_tensor(["a b", "b", "a a a " * 30_000, "b a"] * 3)]
+
+
+def make_pictures(_: Path) -> Any:
+    return ImageTask(PLAIN), [bytes_tensor([encode_image(Image.new("RGB", (40, 30)))] * 3)]
+
+
+def make_recordings(_: Path) -> Any:
+    return SpeechTask(Speech()), [bytes_tensor([encode_audio(tone(100, 44100), 44100, "FLAC")] * 3)]
+
+
+@pytest.mark.parametrize("make", [make_texts, make_pictures, make_recordings])
+def test_parts_are_announced_and_everything_else_is_given_back(make: Any, tmp_path: Path) -> None:
+    task, inputs = make(tmp_path)
+    ledger = Ledger()
+    parts_bytes = sum(array.nbytes for part in task.prepare(inputs, ledger).parts for array in part)
+    assert parts_bytes <= ledger.kept <= 1.2 * parts_bytes
+    assert ledger.held == ledger.kept
+    assert ledger.most > 2 * max(array.nbytes for array in task.prepare(inputs[:1]).parts[0]), (
+        "decoding takes memory too"
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "max_bytes", "asked"),
+    [(make_texts, 1 << 20, 3), (make_pictures, 12_000, 2), (make_recordings, 500_000, 6)],
+    ids=["texts", "pictures", "recordings"],
+)
+def test_what_is_refused_is_not_decoded_on(make: Any, max_bytes: int, asked: int, tmp_path: Path) -> None:
+    task, inputs = make(tmp_path)
+    ledger = Ledger(max_bytes)
+    with pytest.raises(RequestError, match="enough"):
+        task.prepare(inputs, ledger)
+    assert ledger.asked <= asked
 
 
 # --- text ---
