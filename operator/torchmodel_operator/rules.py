@@ -101,6 +101,13 @@ def _lets_signature_through(spec: TorchModelSpec) -> bool:
     )
 
 
+def _holds_one_request(spec: TorchModelSpec) -> bool:
+    """The largest body that is allowed fits into what all requests may hold."""
+    serving = spec.serving
+    largest = max(serving.max_request_bytes, serving.grpc.max_message_bytes if serving.grpc.enabled else 0)
+    return serving.limits.max_bytes_in_flight == 0 or serving.limits.max_bytes_in_flight >= largest
+
+
 def _is_one_engine(spec: TorchModelSpec) -> bool:
     """A GPU is asked for no more than one engine."""
     has_gpu = spec.serving.device == "cuda" or spec.resources.gpu.count > 0
@@ -206,6 +213,14 @@ RULES: tuple[Rule, ...] = (
             (limits := spec.serving.limits).max_json_elements <= limits.max_elements
             or limits.max_json_elements == Limits().max_json_elements
         ),
+    ),
+    Rule(
+        ("spec",),
+        "self.serving.limits.maxBytesInFlight == 0 || (self.serving.limits.maxBytesInFlight >= self.serving.maxRequestBytes && "
+        "(!self.serving.grpc.enabled || self.serving.limits.maxBytesInFlight >= self.serving.grpc.maxMessageBytes))",
+        "serving.limits.maxBytesInFlight, which all requests share, must be 0 or let the largest in: at least maxRequestBytes "
+        "and, with gRPC, maxMessageBytes",
+        _holds_one_request,
     ),
     Rule(
         ("spec",),

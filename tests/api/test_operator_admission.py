@@ -44,6 +44,16 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "gRPC with a size of its own": {"serving": {"grpc": {"enabled": True, "maxMessageBytes": 1024}}},
     "traces": {"serving": {"telemetry": {"otlpEndpoint": "http://collector:4318", "traceRatio": 1}}},
     "fewer elements in all than the default of JSON": {"serving": {"limits": {"maxElements": 1000}}},
+    "as many bytes in flight as one request may bring": {
+        "serving": {"maxRequestBytes": 4096, "limits": {"maxBytesInFlight": 4096}}
+    },
+    "bytes in flight for the largest message": {
+        "serving": {
+            "maxRequestBytes": 4096,
+            "limits": {"maxBytesInFlight": 8192},
+            "grpc": {"enabled": True, "maxMessageBytes": 8192},
+        }
+    },
     "brain floats": {"signature": {"inputs": [{**TENSOR, "datatype": "BF16"}]}},
     "as many threads as the limit begins": {
         "serving": {"threads": 2, "workers": 1, "processes": 1},
@@ -85,6 +95,14 @@ BROKEN_RULES: dict[str, dict[str, Any]] = {
     "more inputs than the limits take": {
         "signature": {"inputs": [TENSOR, {**TENSOR, "name": "z"}]},
         "serving": {"limits": {"maxTensors": 1}},
+    },
+    "fewer bytes in flight than one request may bring": {"serving": {"limits": {"maxBytesInFlight": 1 << 20}}},
+    "fewer bytes in flight than one message may bring": {
+        "serving": {
+            "maxRequestBytes": 4096,
+            "limits": {"maxBytesInFlight": 8191},
+            "grpc": {"enabled": True, "maxMessageBytes": 8192},
+        }
     },
     "a message size without gRPC": {"serving": {"grpc": {"maxMessageBytes": 1024}}},
     "a share of traces that go nowhere": {"serving": {"telemetry": {"traceRatio": 0.5}}},
@@ -130,6 +148,14 @@ BROKEN_SCHEMA: dict[str, tuple[dict[str, Any], str]] = {
         "spec.serving.telemetry.otlpEndpoint",
     ),
     "a share above one": ({"serving": {"telemetry": {"accessLogRatio": 2}}}, "spec.serving.telemetry.accessLogRatio"),
+    "no pixels": (
+        {**IMAGES, "task": {"type": "image-classification", "imageClassification": {"maxPixels": 1}}},
+        "spec.task.imageClassification.maxPixels",
+    ),
+    "fewer bytes in flight than none": (
+        {"serving": {"limits": {"maxBytesInFlight": -1}}},
+        "spec.serving.limits.maxBytesInFlight",
+    ),
     "an unknown limit": ({"serving": {"limits": {"maxDepth": 3}}}, "maxDepth"),
     "negative replicas": ({"replicas": -1}, "spec.replicas"),
     "a GPU resource without a domain": ({"resources": {"gpu": {"resource": "gpu"}}}, "spec.resources.gpu.resource"),
