@@ -18,7 +18,7 @@ from torchmodel_runtime import errors
 from torchmodel_runtime.bytebudget import Hold
 from torchmodel_runtime.codec import make_plan
 from torchmodel_runtime.errors import RequestError
-from torchmodel_runtime.exchange import Answer, Call, Dialect
+from torchmodel_runtime.exchange import OCTETS, Answer, Call, Dialect, media_type
 from torchmodel_runtime.metrics import CONTENT_TYPE
 from torchmodel_runtime.openapi import make_document
 from torchmodel_runtime.ports import catalogue
@@ -105,7 +105,7 @@ class RestPort:
             model=name,
             body=body,
             headers=request.headers,
-            content_type=request.content_type,
+            content_type=media_type(request.headers.get("Content-Type", OCTETS)),
             version=version,
         )
 
