@@ -43,10 +43,12 @@ class Admission:
 
         timeout_s: what is left until its deadline.
         """
-        if load.rows + rows > self._max_rows or load.bytes + size_bytes > self._max_bytes:
+        rows_then, bytes_then = load.rows + rows, load.bytes + size_bytes
+        if rows_then > self._max_rows or bytes_then > self._max_bytes:
             self._refuse_for_room(rows, size_bytes, load)
-        if self._cost.known and self.wait_s(load) + self._cost.backlog_s(rows, size_bytes) > timeout_s:
-            self._refuse_for_time(rows, size_bytes, load, timeout_s)
+        # asked first is what one worker would take for all of it: it is never less than what they take together
+        if load.running_s + self._cost.backlog_s(rows_then, bytes_then) > timeout_s:
+            self._check_time(rows, size_bytes, load, timeout_s)
 
     def wait_s(self, load: Load) -> float:
         """Predicted until a worker would be free for a request that comes now; 0 while unknown."""
@@ -61,10 +63,11 @@ class Admission:
         """Whole seconds, as Retry-After counts (RFC 9110, 10.2.3), with a margin for the prediction they come from."""
         return max(1, math.ceil(seconds + MARGIN * predicted_s))
 
-    def _refuse_for_time(self, rows: int, size_bytes: int, load: Load, timeout_s: float) -> None:
+    def _check_time(self, rows: int, size_bytes: int, load: Load, timeout_s: float) -> None:
         wait_s = self.wait_s(load)
         finish_s = wait_s + self._cost.backlog_s(rows, size_bytes)
-        if wait_s > 0:  # alone it is always worth a try: the prediction may be wrong, and nobody waits before it
+        # alone it is always worth a try: the prediction may be wrong, and nobody waits before it
+        if self._cost.known and finish_s > timeout_s and wait_s > 0:
             raise errors.too_late(finish_s, timeout_s, self._retry_s(min(finish_s - timeout_s, wait_s), wait_s))
 
     def _refuse_for_room(self, rows: int, size_bytes: int, load: Load) -> None:
