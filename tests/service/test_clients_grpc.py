@@ -158,7 +158,7 @@ REFUSED = {
     "refused: statistics": ("UNIMPLEMENTED", "statistics are not kept in this form; see GET /metrics"),
     "refused: load": ("UNIMPLEMENTED", "models are not loaded by requests"),
     "refused: shared memory": ("UNIMPLEMENTED", "no shared memory is read; send tensors in the request"),
-    "refused: trace settings": ("UNIMPLEMENTED", "traces are set in the TorchModel resource"),
+    "refused: trace settings": ("UNIMPLEMENTED", "set by the TorchModel resource"),
     "refused: stream": ("UNIMPLEMENTED", STREAMS),
 }
 REFUSALS = {

@@ -210,7 +210,7 @@ def serve_for_clients(folder: Path, *, grpc: bool = False) -> Iterator[ClientSer
     with ExitStack() as stack:
         servers = {name: stack.enter_context(RuntimeProcess(config)) for name, config in configs.items()}
         for server in servers.values():
-            server.wait_ready()
+            server.wait_ready(180)  # all start at once, beside whatever else the machine does
         yield ClientServers(servers, mlp, vectors)
 
 
