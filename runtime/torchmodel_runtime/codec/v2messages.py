@@ -22,7 +22,7 @@ from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
 from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_tensors
 from torchmodel_runtime.codec.v2contents import add_contents, decode_contents, has_contents, is_light
 from torchmodel_runtime.config import Limits, TensorSpec
-from torchmodel_runtime.errors import RequestError, invalid, too_large
+from torchmodel_runtime.errors import RequestError, invalid, quote, too_large
 from torchmodel_runtime.exchange import Answer, Call
 from torchmodel_runtime.protos.open_inference_pb2 import (
     InferParameter,
@@ -81,11 +81,11 @@ def decode(call: Call, plan: Plan) -> Decoded:
     check_elements([head.shape for head in heads], plan.limits)
     for head in heads:
         if head.parameters:
-            parameters.check_tensor(f"input {head.name!r}", _read_parameters(head.parameters))
+            parameters.check_tensor(f"input {quote(head.name)}", _read_parameters(head.parameters))
     _check_raw(heads, tensors, raw)
     given = {head.name: index for index, head in enumerate(heads)}
     if len(given) != len(heads):
-        raise invalid(f"inputs: each name may appear once, got {[head.name for head in heads]}")
+        raise invalid(f"inputs: each name may appear once, got {quote([head.name for head in heads])}")
     check_names("inputs", given, plan.signature.inputs)
     inputs = [
         _decode_tensor(heads[given[name]], spec, tensors[given[name]], raw[given[name]] if raw else None, plan.limits)
@@ -161,7 +161,7 @@ def _check_raw(heads: list[ModelInferRequest.InferInputTensor], tensors: list[_T
         return
     for head, tensor in zip(heads, tensors, strict=True):
         if tensor.contents:
-            raise invalid(f"input {head.name!r}: has contents beside raw_input_contents, must have one of them")
+            raise invalid(f"input {quote(head.name)}: has contents beside raw_input_contents, must have one of them")
     if len(raw) != len(heads):
         raise invalid(f"raw_input_contents: {len(raw)} of them for {len(heads)} inputs, must be one for each")
 
@@ -175,7 +175,7 @@ def _decode_tensor(
 ) -> np.ndarray:
     where = f"input {spec.name!r}"
     if head.datatype != spec.datatype:
-        raise invalid(f"{where}: datatype {head.datatype!r}, must be {spec.datatype}")
+        raise invalid(f"{where}: datatype {quote(head.datatype)}, must be {spec.datatype}")
     shape = list(head.shape)
     check_rank(where, len(shape), limits)
     if raw is not None:
@@ -196,7 +196,7 @@ def _read_parameters(given: Mapping[str, InferParameter]) -> dict[str, Any]:
 
 def _read_output(output: ModelInferRequest.InferRequestedOutputTensor, plan: Plan) -> str:
     if output.name not in plan.outputs:
-        raise invalid(f"outputs: {output.name!r} is not an output of this model, which has {list(plan.outputs)}")
+        raise invalid(f"outputs: {quote(output.name)} is not an output of this model, which has {list(plan.outputs)}")
     if output.parameters:
-        parameters.check_output(f"output {output.name!r}", _read_parameters(output.parameters))
+        parameters.check_output(f"output {quote(output.name)}", _read_parameters(output.parameters))
     return output.name

@@ -28,9 +28,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 """The two are generic for type checkers alone."""
 
-MAX_DETAILS = 1000
-"""Characters of an error's sentence: it travels as a header, of which clients take 8 KiB in all."""
-
 _CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -71,10 +68,7 @@ async def finish(context: Context, answer: Answer) -> bytes:
     if retry_after_s is not None:
         # what gRPC's own retries go by (gRFC A6); the other is what HTTP says, for those who write their own
         trailing = (*trailing, ("grpc-retry-pushback-ms", f"{retry_after_s}000"))
-    details = answer.body.decode()
-    if len(details) > MAX_DETAILS:
-        details = f"{details[:MAX_DETAILS]}..."
-    await context.abort(code_of(answer.status), details, trailing)
+    await context.abort(code_of(answer.status), answer.body.decode(), trailing)
     raise AssertionError("abort returned")  # it never does
 
 
