@@ -38,7 +38,7 @@ class Call:
     timeout_s: float | None = None
     """How long the client waits, where the transport itself says so: gRPC's deadline."""
     is_plain: bool = False
-    """JSON without a header field that changes how it is read, answered, timed or traced: nobody need look for one."""
+    """JSON without a header field that changes how it is read, answered, timed or traced: nobody looks, `headers` is empty."""
 
 
 @dataclass(slots=True)

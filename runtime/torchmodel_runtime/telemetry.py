@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from torchmodel_runtime.accesslog import AccessLog
 from torchmodel_runtime.config import CONFIG_INVALID, ServerConfig
-from torchmodel_runtime.errors import StartError
+from torchmodel_runtime.errors import RequestError, StartError
 from torchmodel_runtime.exchange import Dialect
 from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.tracecontext import TraceContext, parse_trace_context
@@ -127,6 +127,14 @@ class Telemetry:
     def request_id(self, headers: Mapping[str, str]) -> str:
         """The id of a request that is no inference: the client's, or a new one."""
         return self._take_id(headers.get(REQUEST_ID, ""))
+
+    def note_refused(self, error: RequestError) -> str:
+        """A line for the sample of what came and could not even be read as a request; the id that its answer carries."""
+        request_id = self._take_id("")
+        if self._log.wants(error.status):
+            fields = {"status": error.status, "code": error.code, "error": error.message, "requestId": request_id}
+            self._log.write(monotonic(), fields)
+        return request_id
 
     async def close(self) -> None:
         """Say what is still to be said, and send what is still to be sent, for a few seconds at most."""

@@ -59,6 +59,7 @@ def used(dialect: str = "v2") -> Metrics:
     tally.encode_s.observe(0.00002)
     tally.request_bytes += 100
     tally.response_bytes += 50
+    metrics.ways["known", "passage"] += 1
     metrics.prepare_s.observe(0.00002)
     metrics.queue_wait_s.observe(0.0001)
     metrics.batch_rows.observe(3)

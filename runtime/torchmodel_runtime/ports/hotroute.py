@@ -5,46 +5,35 @@ What is left out for a whole, small request to an inference route is what aiohtt
 middlewares and the router, a Response, a payload writer; and the parser itself for a head, byte for byte the same, that it
 has read before (`heads`). That is most of the time of a small request (docs/design/0002-the-hot-route.md). Such a request goes
 by `passage`; everything else, and whatever is unusual about a request, the usual way to `Server.answer`. Requests of one
-connection are answered in order, whichever way each goes. What is no HTTP at all is refused here too: nothing behind this room
-sees it.
+connection are answered in order, whichever way each goes.
 
-`HotConnection` builds on `aiohttp.web_protocol.RequestHandler` and on private names of it; the requirement in pyproject.toml
-is as narrow as that, and tests/service/test_runtime_hotroute.py holds the two ways against each other.
+`HotConnection` leans on private names of `aiohttp.web_protocol.RequestHandler`; the requirement in pyproject.toml is as narrow
+as that. tests/service/test_runtime_hotroute.py holds the two ways against each other, test_runtime_known_heads.py shows that the
+short one is taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
-from aiohttp.helpers import rfc822_formatted_time
-from aiohttp.http import SERVER_SOFTWARE, HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
 
 from torchmodel_runtime.config import ServerConfig
-from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.exchange import OCTETS, Answer, Call, Dialect, media_type
 from torchmodel_runtime.passage import Passage, is_quick
-from torchmodel_runtime.ports.badhttp import explain_malformed
+from torchmodel_runtime.ports.connection import Connection
 from torchmodel_runtime.ports.heads import Heads, spans
 from torchmodel_runtime.server import VERSION, Server
-from torchmodel_runtime.telemetry import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 
 MAX_HOT_BYTES = 65536
 """A larger body does not come in one read of the socket anyway (aiohttp's and uvloop's buffers)."""
-
-_STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: {SERVER_SOFTWARE}\r\nDate: "
-    for status in HTTPStatus
-}
-_CLOSE = "Connection: close\r\n"
 
 
 def hot_routes(config: ServerConfig) -> dict[str, tuple[Dialect, str | None]]:
@@ -58,60 +47,49 @@ def hot_routes(config: ServerConfig) -> dict[str, tuple[Dialect, str | None]]:
     }
 
 
-class HotConnection(RequestHandler):
-    """One client's connection.
+class HotConnection(Connection):
+    """One client's connection, with the short way.
 
     `start` is aiohttp's own loop over the connection's messages. It waits on `_waiter` while there are none; as long as a hot
     request is being answered that future is set aside, so that `start` neither sees messages nor takes the connection for idle.
     """
 
     __slots__ = (
+        "_early",
         "_heads",
         "_hot",
-        "_incoming",
         "_is_aligned",
-        "_is_refused",
         "_max_bytes",
-        "_max_header_bytes",
         "_routes",
-        "_server",
         "_set_aside",
-        "_stall",
-        "_stall_limit_s",
         "_starting",
-        "_unsent_bytes",
         "_ways",
     )
 
     def __init__(
         self, manager: web.Server, server: Server, routes: Mapping[str, Any], heads: Heads, **settings: Any
     ) -> None:
-        super().__init__(manager, **settings)
-        self._server = server
+        super().__init__(manager, server, **settings)
         self._routes = routes
         self._heads = heads
         self._ways = server.metrics.ways
         self._max_bytes = min(MAX_HOT_BYTES, server.config.serving.max_request_bytes)
-        self._max_header_bytes = server.config.serving.limits.max_header_bytes
-        self._incoming: StreamReader | None = None
-        """The body of the last request that was parsed, whole or not."""
-        self._is_refused = False
-        """What is no HTTP was part of that body: the request's own answer says so."""
         self._is_aligned = True
         """What comes next begins a request: every byte before it belonged to a whole one."""
+        self._early = b""
+        """What came before `start` waited for it."""
         self._hot: asyncio.Task[None] | Passage | None = None
         self._starting = False
         self._set_aside: asyncio.Future[None] | None = None
-        self._stall: asyncio.TimerHandle | None = None
-        self._stall_limit_s = server.config.serving.limits.body_timeout_seconds
-        self._unsent_bytes = 0
-        """As the stall was last looked at."""
 
     def data_received(self, data: bytes) -> None:
         """A request whose head is known at once; else parse, answer what is hot, in order, and wake `start` for the rest."""
         waiter = self._waiter
-        if waiter is None:  # `start` is at work on a request, or a hot one is: what comes now waits its turn
-            self._parse(data)
+        if waiter is None or self._early:
+            if data and (self._early or not (self._request_in_progress or self._messages)):
+                self._hold(data)
+            else:  # `start` is at work on a request, or a hot one is: what comes now waits its turn
+                self._parse(data)
             return
         if self._is_aligned and not self._messages and (call := self._heads.find(data)) is not None:
             if not (self._close or self._force_close):
@@ -123,21 +101,29 @@ class HotConnection(RequestHandler):
         if self._messages:
             self._next(data if self._is_aligned and len(self._messages) == 1 else b"")
 
+    def _hold(self, data: bytes) -> None:
+        """`start` is on its way to wait, and would take the request itself: the data comes again after its next step.
+
+        So comes the first request of a connection, and whatever a client sends the moment that it has its answer.
+        """
+        if not self._early:
+            self._loop.call_soon(self._release)
+        self._early += data
+
+    def _release(self) -> None:
+        data, self._early = self._early, b""
+        if self.transport is None:
+            return
+        if self._waiter is None:
+            self._parse(data)
+        else:
+            self.data_received(data)
+
     def _parse(self, data: bytes) -> None:
-        """Messages from data, by aiohttp. What goes wrong inside of a body is told to the request that waits for it."""
         waiting = len(self._messages)
-        super().data_received(data)
+        self.parse(data)
         if data:  # aiohttp calls with none when it resumes
             self._is_aligned = self._is_aligned and len(self._messages) == waiting + 1 and self._is_whole(data)
-        if not self._messages:
-            return
-        message, payload = self._messages[-1]
-        if isinstance(message, RawRequestMessage):
-            self._incoming = payload
-        elif self._incoming is not None and not self._incoming.is_eof():
-            self._incoming.set_exception(explain_malformed(message.exc, self._max_header_bytes))
-            self._incoming.feed_eof()
-            self._is_refused = True
 
     def _is_whole(self, data: bytes) -> bool:
         """True when data, parsed just now at the beginning of a request, is the one that waits last and nothing else."""
@@ -221,7 +207,7 @@ class HotConnection(RequestHandler):
                 self._done()
         except Exception:
             logger.exception("an answer could not be written")
-            self._cut()
+            self.cut()
 
     async def _wait_for_reader(self) -> None:
         """The client's buffers are full: its next request waits until they are not."""
@@ -244,11 +230,9 @@ class HotConnection(RequestHandler):
             self._done()
 
     def _write(self, answer: Answer) -> None:
-        if self.transport is None:
-            return
-        close = _CLOSE if self._server.is_leaving else ""
-        self.transport.write(serialize_head(answer, close) + answer.body)
-        if close:
+        is_last = self._server.is_leaving
+        self.write(answer, is_last=is_last)
+        if is_last:
             self._close = True
 
     def _done(self) -> None:
@@ -277,94 +261,8 @@ class HotConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client left: its request leaves the queue."""
-        self._cancel_stall()
         if isinstance(self._hot, Passage):
             self._hot.abandon()
         elif self._hot is not None:
             self._hot.cancel()
         super().connection_lost(exc)
-
-    # --- what is no HTTP ---
-
-    def _make_error_handler(self, err_info: Any) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-        """Called by `start` in the turn of what could not be parsed; the connection closes afterwards."""
-
-        async def refuse(_: web.BaseRequest) -> web.StreamResponse:
-            if not self._is_refused:
-                self._write_refusal(explain_malformed(err_info.exc, self._max_header_bytes))
-            return _Written()
-
-        return refuse
-
-    def _write_refusal(self, error: RequestError) -> None:
-        """In V2's form, which is V1's too: its path may not have been read."""
-        answer = self._server.refuse("v2", error)
-        answer.headers[REQUEST_ID] = self._server.telemetry.note_refused(error)
-        if self.transport is not None:
-            self.transport.write(serialize_head(answer, _CLOSE) + answer.body)
-
-    def log_exception(self, *args: Any, **kw: Any) -> None:
-        """A body that ends in what is no HTTP, of a request that was refused before it was read: its client's fault."""
-        if not isinstance(kw.get("exc_info"), RequestError):
-            super().log_exception(*args, **kw)
-
-    # --- clients that do not read their answers ---
-
-    def pause_writing(self) -> None:
-        """The client's buffers are full: it may read slowly, but where it reads nothing for a while the connection is cut."""
-        super().pause_writing()
-        if self._stall is None:
-            self._watch_reader()
-
-    def resume_writing(self) -> None:
-        """It has read nearly all."""
-        self._cancel_stall()
-        super().resume_writing()
-
-    def _watch_reader(self) -> None:
-        if self.transport is not None:
-            self._unsent_bytes = self.transport.get_write_buffer_size()
-            self._stall = self._loop.call_later(self._stall_limit_s, self._check_reader)
-
-    def _check_reader(self) -> None:
-        self._stall = None
-        if self.transport is not None and self.transport.get_write_buffer_size() < self._unsent_bytes:
-            self._watch_reader()
-        else:
-            self._cut()
-
-    def _cut(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
-
-    def _cancel_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-
-class _Written(web.Response):
-    """Stands for an answer that is written already, and the last of its connection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.force_close()
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to do."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to do."""
-
-
-def serialize_head(answer: Answer, more: str = "") -> bytes:
-    """Status line and header fields of an answer, the empty line included. ValueError for a field that would end its line."""
-    fields = more
-    for name, value in answer.headers.items():
-        if "\r" in value or "\n" in value:
-            raise ValueError(f"header {name}: {value!r} holds a line break")
-        fields += f"{name}: {value}\r\n"
-    return (
-        f"{_STATUS_LINES[answer.status]}{rfc822_formatted_time()}\r\nContent-Type: {answer.content_type}\r\n"
-        f"Content-Length: {len(answer.body)}\r\n{fields}\r\n"
-    ).encode("latin-1")
