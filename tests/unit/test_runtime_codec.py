@@ -133,6 +133,21 @@ def test_inputs_come_in_the_order_of_the_signature() -> None:
     assert [array.tolist() for array in decoded.inputs] == [[0.5], [7]]
 
 
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        ("v1", {"instances": [[["no number"]]]}),
+        ("torchserve", [[["no number"]]]),
+        ("v2", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[["no number"]]]}]}),
+    ],
+    ids=["v1", "torchserve", "v2"],
+)
+def test_data_nested_deeper_than_the_limit_is_refused_before_it_is_parsed(dialect: str, body: Any) -> None:
+    limited = plan(signature(("x", "FP32", [-1, 2])), max_rank=2)
+    with pytest.raises(RequestError, match=r"at most 2 levels \(serving.limits.maxRank\)"):
+        codec.decode_request(call(dialect, json.dumps(body).encode()), limited)
+
+
 def test_several_inputs_must_have_equal_rows() -> None:
     both = signature(("a", "FP32", [-1]), ("b", "FP32", [-1]))
     with pytest.raises(RequestError, match="same number of rows"):

@@ -39,15 +39,16 @@ def _element_type(datatype: str) -> Any:
     return {"BOOL": bool, "BYTES": str}.get(datatype, int)
 
 
-def decode_data(where: str, data: msgspec.Raw | bytes, spec: TensorSpec) -> np.ndarray:
+def decode_data(where: str, data: msgspec.Raw | bytes, spec: TensorSpec, limits: Limits) -> np.ndarray:
     """A JSON array, flat or nested, as an array of the declared datatype; never rounds an integer, never parses a string.
 
-    Numbers become FP16 and BF16 by rounding to the nearest, as they do FP32.
+    Numbers become FP16 and BF16 by rounding to the nearest, as they do FP32. What is nested more deeply than is taken is refused
+    before it is parsed.
     """
     datatype = spec.datatype
-    depth = _nesting(data)
-    if not 1 <= depth <= MAX_DEPTH:
-        raise invalid(f"{where}: data must be a JSON array of at most {MAX_DEPTH} levels")
+    depth, most = _nesting(data), min(MAX_DEPTH, limits.max_rank)
+    if not 1 <= depth <= most:
+        raise invalid(f"{where}: data must be a JSON array of at most {most} levels (serving.limits.maxRank)")
     values = decode_json(_data_decoders[datatype, depth], data, where, ": data")
     if datatype == "FP32" and depth <= 2:
         row = values if depth == 1 else values[0] if len(values) == 1 else []

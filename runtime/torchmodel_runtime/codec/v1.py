@@ -127,7 +127,7 @@ def decode_tensor(where: str, data: msgspec.Raw | bytes, spec: TensorSpec, plan:
         elements: list[str | _Base64] = decode_json(_media_decoder, data, where)
         array = bytes_tensor([element if isinstance(element, str) else element.b64 for element in elements])
     else:
-        array = decode_data(where, data, spec)
+        array = decode_data(where, data, spec, plan.limits)
     check_rank(where, array.ndim, plan.limits)
     check_shape(where, array.shape, spec)
     return array

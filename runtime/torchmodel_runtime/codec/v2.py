@@ -185,7 +185,7 @@ def _decode_tensor(tensor: _InputTensor, spec: TensorSpec, piece: bytes | memory
     if tensor.data == _ABSENT:
         raise invalid(f"{where}: has no data; send a JSON array as data, or bytes and binary_data_size")
     check_shape(where, shape, spec)
-    array = decode_data(where, tensor.data, spec)
+    array = decode_data(where, tensor.data, spec, plan.limits)
     if array.shape == tuple(shape):
         return array
     if array.size != math.prod(shape):
