@@ -14,7 +14,8 @@ that are free together share what waits, or one would compute and the others loo
   more than can be ready by the earliest deadline in the batch, as far as the cost model knows. An entry that is larger by itself
   runs alone.
 - **With a delay** a batch that is not full waits until its oldest entry is that old, but only where company is likely: another
-  waits already, or the last batch had company. An idle server never waits.
+  waits already, or the last batch had company. An idle server never waits. Meanwhile full batches of other keys run: these
+  alone go before the oldest, and for no longer than the delay.
 - Entries past their deadline are handed back, never computed. Cancelled ones are discarded at once.
 
 Called by `batcher.py` on the event loop. Does no I/O, reads no clock.
@@ -129,38 +130,47 @@ class BatchWindow(Generic[E]):
         return expired
 
     def take(
-        self, now_s: float, max_rows: int, workers: int = 1, hurry: bool = False, only_full: bool = False
+        self,
+        now_s: float,
+        max_rows: int,
+        workers: int = 1,
+        hurry: bool = False,
+        only_full: bool = False,
+        max_bytes: int = 0,
     ) -> Take[E]:
-        """The next batch, the oldest entry in it.
+        """The next batch, the oldest entry in it, unless that may wait for company and others need not.
 
-        max_rows: what the worker takes now. workers: how many are free, this one included. hurry: skip the delay (the server
-        drains). only_full: nothing rather than a batch that more could join.
+        max_rows, max_bytes: what the worker takes now; 0 bytes: as the rules say. workers: how many are free, this one
+        included. hurry: skip the delay (the server drains). only_full: nothing rather than a batch that more could join.
         """
         take: Take[E] = Take(expired=self.expire(now_s))
         if not self._lines:
             return take
         line = self._oldest_line()
-        limit = self._rules.fit(max_rows)
-        waiting_rows = sum(map(_rows, line)) if len(line) > 1 else line[0].rows
+        most_bytes = max_bytes or self._rules.max_batch_bytes
+        limit = self._limit(line, max_rows, most_bytes)
+        waiting_rows = _count_rows(line)
         if waiting_rows < limit:
             if only_full:
                 return take
-            if self._max_delay_s and not hurry and (waiting_rows > line[0].rows or self._last_size > 1):
-                wait_s = self._max_delay_s - (now_s - line[0].arrived_s)
-                if wait_s > 0:
+            wait_s = 0.0 if hurry or not self._max_delay_s else self._wait_s(line, waiting_rows, now_s)
+            if wait_s > 0:
+                full = self._oldest_full_line(max_rows, most_bytes)
+                if full is None:
                     take.wait_s = wait_s
                     return take
+                line, limit, waiting_rows = full, self._limit(full, max_rows, most_bytes), _count_rows(full)
         if workers > 1 and not only_full:
             limit = min(limit, self._rules.fit(-(-waiting_rows // workers)))
         batch = line[:]
         if len(line) > 1:
-            batch = self._choose(line, Room(limit, self._rules.max_batch_bytes, self._proven))
+            batch = self._choose(line, Room(limit, most_bytes, self._proven))
         if self.earliest_deadline_s < math.inf and len(batch) > 1:
             self._shorten(batch, line[0], now_s)
         self._remove(line, batch)
         take.batch = batch
         self._last_size = len(batch)
-        take.loaded = waiting_rows > sum(map(_rows, batch))
+        take.loaded = waiting_rows > _count_rows(batch)
         return take
 
     # --- who shares ---
@@ -168,6 +178,24 @@ class BatchWindow(Generic[E]):
     def _oldest_line(self) -> list[E]:
         lines = self._lines.values()
         return next(iter(lines)) if len(lines) == 1 else min(lines, key=_first_turn)
+
+    def _limit(self, line: list[E], max_rows: int, max_bytes: int) -> int:
+        """Most rows in a batch with the oldest of the line, as long as that one or longer."""
+        row_bytes = line[0].row_bytes
+        if max_bytes and row_bytes:
+            max_rows = min(max_rows, max_bytes // row_bytes)
+        return self._rules.fit(max_rows)
+
+    def _wait_s(self, line: list[E], waiting_rows: int, now_s: float) -> float:
+        """How long the oldest of the line may still wait for company; none where none is likely."""
+        if waiting_rows == line[0].rows and self._last_size <= 1:
+            return 0.0
+        return self._max_delay_s - (now_s - line[0].arrived_s)
+
+    def _oldest_full_line(self, max_rows: int, max_bytes: int) -> list[E] | None:
+        """Which nobody could join any more."""
+        full = [line for line in self._lines.values() if _count_rows(line) >= self._limit(line, max_rows, max_bytes)]
+        return min(full, key=_first_turn, default=None)
 
     def _choose(self, line: list[E], room: Room) -> list[E]:
         """The oldest of the line and its companions: a leading part of it, or with padding those of similar length."""
@@ -264,6 +292,10 @@ class BatchWindow(Generic[E]):
 
 _rows = attrgetter("rows")
 _row_bytes = attrgetter("row_bytes")
+
+
+def _count_rows(entries: list[E]) -> int:
+    return sum(map(_rows, entries)) if len(entries) > 1 else entries[0].rows
 
 
 def _first_turn(line: list[E]) -> int:

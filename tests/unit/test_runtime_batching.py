@@ -148,6 +148,11 @@ def test_a_batch_that_is_shortened_for_a_deadline_has_a_proven_size() -> None:
     assert names(window.take(0.0, 4).batch) == ["a", "b"]
 
 
+def test_a_worker_whose_memory_ran_out_gets_fewer_bytes() -> None:
+    window = make_window(*[Named(name, length=40) for name in "abcd"], max_bytes=160)
+    assert names(window.take(0.0, 4, max_bytes=100).batch) == ["a", "b"]
+
+
 @pytest.mark.parametrize(("max_bytes", "batch"), [(299, "a"), (300, "abc")])
 def test_padding_counts_against_the_bytes(max_bytes: int, batch: str) -> None:
     entries = [Named("a", length=100), Named("b", length=60), Named("c", length=60)]
@@ -214,6 +219,26 @@ def test_with_company_the_oldest_waits_that_long_and_no_longer() -> None:
 def test_a_full_batch_does_not_wait_and_a_hurried_one_neither() -> None:
     assert names(make_window(*[Named(name) for name in "abcd"], delay_s=0.5).take(0.1, 4).batch) == ["a", "b", "c", "d"]
     assert names(make_window(Named("a"), Named("b"), delay_s=0.5).take(0.1, 4, hurry=True).batch) == ["a", "b"]
+
+
+def test_while_the_oldest_waits_for_company_a_full_batch_of_another_key_runs() -> None:
+    window = make_window(Named("a"), Named("b"), size=4, delay_s=1.0)
+    for name in "stuvwxyz":
+        window.add(Named(name, key="other", arrived_s=0.001))
+    assert names(window.take(0.002, 4).batch) == ["s", "t", "u", "v"]
+    assert names(window.take(0.003, 4).batch) == ["w", "x", "y", "z"]
+    assert window.take(0.004, 4).wait_s == pytest.approx(0.996)
+    window.add(Named("c", arrived_s=0.5))
+    for name in "stuv":
+        window.add(Named(name, key="other", arrived_s=0.6))
+    assert names(window.take(1.0, 4).batch) == ["a", "b", "c"], "it has waited for as long as it may"
+    assert names(window.take(1.0, 4).batch) == ["s", "t", "u", "v"]
+
+
+def test_a_batch_that_can_take_no_more_bytes_is_full() -> None:
+    window = make_window(*[Named(name, length=40) for name in "abc"], max_bytes=100, delay_s=0.5)
+    assert names(window.take(0.0, 4).batch) == ["a", "b"]
+    assert window.take(0.0, 4).wait_s == 0.5
 
 
 # --- deadlines ---
@@ -356,6 +381,8 @@ def test_every_entry_leaves_once_no_batch_is_too_large_and_nobody_starves(
             assert taken_rows in sizes
             assert not max_bytes or taken_rows * max(each.row_bytes for each in take.batch) <= max_bytes
         assert all(each.deadline_s > now_s for each in take.batch)
-        assert oldest is None or oldest in take.batch, "whoever waited longest is in every batch"
+        if oldest is not None and oldest not in take.batch:
+            assert now_s - oldest.arrived_s < delay_s, "whoever waited longest is in every batch, or waits for company"
+            assert {each.key for each in take.batch} != {oldest.key}
     assert sorted(left) == sorted(each.name for each in added)
     assert (window.queued_rows, window.queued_bytes) == (0, 0)
