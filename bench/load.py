@@ -10,11 +10,11 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from processes import ServerProcess
+from records import Load
 from workloads import Workload, decode, encode, make_inputs
 
 POST_LUA = Path(__file__).resolve().parent / "post.lua"
@@ -22,22 +22,6 @@ START_LIMIT_S = 120
 CHECK_CONNECTIONS = 64
 TOLERANCE = 2e-3
 """Absolute and relative; a server beyond it serves another model, and is not measured."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What wrk counted."""
-
-    requests: int
-    seconds: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
-    bad_status: int
-    bad_socket: int
-    cpu_s: float = 0.0
-    """Of wrk itself."""
 
 
 def require_wrk() -> None:

@@ -10,7 +10,28 @@ from pathlib import Path
 import msgspec
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a generator of load saw of a server."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    bad_status: int
+    bad_socket: int
+    """Connections or answers that failed, or took longer than 60 s."""
+
+
+class Load(Outcome, frozen=True, kw_only=True):
+    """What wrk counted."""
+
+    requests: int
+    seconds: float
+    cpu_s: float = 0.0
+    """Of wrk itself."""
+
+
+class Point(Outcome, frozen=True, kw_only=True):
     """One server under one load, once."""
 
     round: int
@@ -19,13 +40,6 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     requests_per_s: float
     """Without those of another status than 2xx or 3xx."""
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
-    bad_status: int
-    bad_socket: int
-    """Connections or answers that failed, or took longer than 60 s."""
     cpu_s_per_1000: float
     """The server's CPU time for a thousand requests."""
     server_cores: float

@@ -20,7 +20,7 @@ from launch import save_model, serving
 from limits import measure_limits
 from load import compare_answers, run_wrk, wait_ready, write_bodies
 from processes import ServerProcess
-from records import Answers, Failure, Point, Run
+from records import Answers, Failure, Outcome, Point, Run
 from targets import Target
 from workloads import WORKLOADS, Workload
 
@@ -140,12 +140,7 @@ def measure_point(
         target=bench.target.name,
         connections=connections,
         requests_per_s=(load.requests - load.bad_status) / load.seconds,
-        p50_ms=load.p50_ms,
-        p95_ms=load.p95_ms,
-        p99_ms=load.p99_ms,
-        max_ms=load.max_ms,
-        bad_status=load.bad_status,
-        bad_socket=load.bad_socket,
+        **{name: getattr(load, name) for name in Outcome.__struct_fields__},
         cpu_s_per_1000=cpu_s * 1000 / max(load.requests, 1),
         server_cores=cpu_s / load.seconds,
         generator_cores=load.cpu_s / load.seconds,
