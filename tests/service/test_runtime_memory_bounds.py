@@ -77,6 +77,11 @@ def silence(seconds: int) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def serve_usual_images(folder: Path, **changes: Any) -> ServerConfig:
+    """Pictures of 224 x 224, as by default: 600 kB each."""
+    return msgspec.structs.replace(serve_images(folder, **changes), task=Task(type="image-classification"))
+
+
 def serve_long_speech(folder: Path, **changes: Any) -> ServerConfig:
     """Recordings of five minutes, as by default."""
     return msgspec.structs.replace(serve_speech(folder, **changes), task=Task(type="speech", speech=Speech()))
@@ -85,7 +90,11 @@ def serve_long_speech(folder: Path, **changes: Any) -> ServerConfig:
 @pytest.mark.parametrize(
     ("serve", "rows", "says"),
     [
-        (serve_images, lambda: [one_pixel()] * 3000, "3000 rows, the queue takes at most 1024 (serving.queue.maxRows)"),
+        (
+            serve_usual_images,
+            lambda: [one_pixel()] * 3000,
+            "3000 rows, the queue takes at most 1024 (serving.queue.maxRows)",
+        ),
         (serve_long_speech, lambda: [silence(300)] * 60, "(serving.queue.maxBytes)"),
         (serve_texts, lambda: ["a"] * 300_000, "300000 rows, the queue takes at most 1024 (serving.queue.maxRows)"),
         (serve_texts, lambda: ["a." * MIB], "at most 134217728 (serving.limits.maxBytesInFlight)"),
