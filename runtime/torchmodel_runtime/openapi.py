@@ -33,12 +33,18 @@ REFUSALS = {
     408: "The body did not arrive in time (serving.limits.bodyTimeoutSeconds).",
     413: "The body, what it inflates to, or the tensors in it are over a limit; the message names the setting.",
     415: "A Content-Type or Content-Encoding that is not taken.",
-    429: "The queue is full, or the answer would come too late; Retry-After says when to come back.",
+    429: "The queue or memory is full, or the answer would come too late; Retry-After says when to come back.",
     500: "The model failed on this request; the server's log says why.",
     503: "Loading, or shutting down.",
     504: "No answer within the time allowed (serving.requestTimeoutSeconds, or the client's own).",
+    507: "The model ran out of memory on this request alone; fewer or smaller rows may go.",
 }
 """Every status an inference route can answer besides 200."""
+
+ANOTHER_MODEL = 404
+"""Only where the path does not name the model."""
+
+NOT_HERE = "This server does not do that; the message says what to do instead."
 
 BINARY = (
     "JSON, then the bytes of the tensors that have parameters.binary_data_size, in the order of inputs; the header "
@@ -103,7 +109,7 @@ def _v2_paths(plan: Plan) -> dict[str, Any]:
                         }
                     }
                 },
-                "responses": _responses("v2", {400, 413}, {"type": "array"}),
+                "responses": _responses("v2", {400, 408, 413}, {"type": "array"}),
             }
         },
     }
@@ -146,10 +152,8 @@ def _torchserve_paths(plan: Plan) -> dict[str, Any]:
         },
         FORM: {
             "schema": {
-                "type": "object",
-                "description": "data: the body that would be sent alone; or the inputs by their names.",
-                "properties": {"data": {}},
-                "required": ["data"],
+                "description": "data: the body that would be sent alone, or several media; or the inputs by their names.",
+                "anyOf": [_form(["data"]), _form(list(plan.inputs))],
             }
         },
         **_media("torchserve", plan),
@@ -157,7 +161,7 @@ def _torchserve_paths(plan: Plan) -> dict[str, Any]:
     explain = {"summary": "Not here", "tags": ["torchserve"], "responses": _responses("torchserve", {501}, None)}
     paths: dict[str, Any] = {
         "/ping": _get("Health", "torchserve", {503}),
-        "/invocations": {"post": _inference("Predict", "torchserve", plan, content, {})},
+        "/invocations": {"post": _invocation(plan, content)},
         f"/explanations/{plan.model}": {"post": explain, "put": explain, "get": explain},
         "/models": _get("The models: one", "torchserve", {503}),
     }
@@ -172,6 +176,27 @@ def _torchserve_paths(plan: Plan) -> dict[str, Any]:
             "responses": _responses("torchserve", set(REFUSALS), {}),
         }
     return paths
+
+
+def _form(names: list[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": names,
+        "additionalProperties": False,
+        "properties": {name: {} for name in names},
+    }
+
+
+def _invocation(plan: Plan, content: dict[str, Any]) -> dict[str, Any]:
+    """TorchServe's older route, on which the model stands in the query, where it stands at all."""
+    name = {
+        "name": "model_name",
+        "in": "query",
+        "schema": {"const": plan.model},
+        "description": "Absent: the one model.",
+    }
+    responses = _responses("torchserve", {*REFUSALS, ANOTHER_MODEL}, {}, data_answer(offered_forms("torchserve", plan)))
+    return {**_inference("Predict", "torchserve", plan, content, {}), "parameters": [name], "responses": responses}
 
 
 def _own_paths() -> dict[str, Any]:
@@ -211,7 +236,7 @@ def _responses(
     error = _ref("TorchServeError" if tag == "torchserve" else "Error")
     for status in sorted(refusals):
         schema = error if len(refusals) > 1 or status != 503 else OPEN
-        words = REFUSALS.get(status, "This server does not do that; the message says what to do instead.")
+        words = {ANOTHER_MODEL: "Another model's name.", 501: NOT_HERE, **REFUSALS}[status]
         responses[str(status)] = {"description": words, "content": {JSON: {"schema": schema}}}
         if status in (429, 503):
             responses[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}

@@ -12,7 +12,9 @@ import numpy as np
 from torchmodel_runtime.codec import Plan
 from torchmodel_runtime.codec.decoded import Form
 from torchmodel_runtime.codec.negotiation import FORM_TYPES
+from torchmodel_runtime.codec.parameters import SEQUENCES, SHARED_MEMORY
 from torchmodel_runtime.config import TensorSpec
+from torchmodel_runtime.deadlines import MAX_MICROSECONDS
 from torchmodel_runtime.tensors import FLOATS, NUMPY_DTYPES
 
 SIZES = ((1, 2), (2, 1), (3, 3))
@@ -28,6 +30,16 @@ _GREATEST = {
     "FP64": float(np.finfo(np.float64).max),
 }
 
+_TIMEOUT = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": MAX_MICROSECONDS - 1},
+        {"type": "string", "pattern": "^[0-9]{1,18}$"},
+        {"type": "null"},
+    ],
+    "description": "Microseconds that the client waits; 0: no wish.",
+}
+_NOTHING = {"enum": [0, False, "", None], "description": "Asks for what is not offered, and may only ask for nothing."}
+
 Json = dict[str, Any]
 
 
@@ -35,30 +47,28 @@ def infer_request(plan: Plan) -> Json:
     """V2: the inputs at each of SIZES, data flat."""
     return {
         "type": "object",
-        "description": "Any number of rows is taken; 1 to 3 are described. Inputs may be in any order, data flat or nested.",
+        "description": "Any number of rows is taken; 1 to 3 are described. Inputs may be in any order, data flat or nested. "
+        "Whole numbers, such as those of a shape, are written as such: 1 and not 1.0, which to JSON Schema is the same.",
         "required": ["inputs"],
         "additionalProperties": False,
         "properties": {
-            "id": {"type": "string", "description": "Comes back in the answer."},
-            "model_name": {"type": "string", "description": "As kserve's client sends it; the route names the model."},
+            "id": {"type": ["string", "null"], "description": "Comes back in the answer."},
+            "model_name": {
+                "type": ["string", "null"],
+                "description": "As kserve's client sends it; the route names the model.",
+            },
             "parameters": {
-                "type": "object",
-                "additionalProperties": False,
+                "type": ["object", "null"],
                 "properties": {
                     "binary_data_output": {"type": "boolean", "description": "All outputs as bytes behind the JSON."},
-                    "timeout": {
-                        "type": "integer",
-                        "minimum": 0,
-                        "maximum": (1 << 63) - 1,
-                        "description": "Microseconds; 0: none.",
-                    },
-                    "priority": {"type": "integer", "description": "Taken and not used."},
+                    "timeout": _TIMEOUT,
+                    **dict.fromkeys(SEQUENCES, _NOTHING),
                 },
-                "description": "Others are taken and not used. sequence_id, _start, _end are refused.",
+                "description": "Others are taken and not used, priority among them.",
             },
             "inputs": {"anyOf": [_input_list(plan, rows, length) for rows, length in SIZES]},
             "outputs": {
-                "type": "array",
+                "type": ["array", "null"],
                 "description": "Those wanted; absent or empty: all.",
                 "items": {
                     "type": "object",
@@ -67,9 +77,12 @@ def infer_request(plan: Plan) -> Json:
                     "properties": {
                         "name": {"enum": list(plan.outputs)},
                         "parameters": {
-                            "type": "object",
-                            "additionalProperties": False,
-                            "properties": {"binary_data": {"type": "boolean"}},
+                            "type": ["object", "null"],
+                            "properties": {
+                                "binary_data": {"type": "boolean"},
+                                "classification": _NOTHING,
+                                **dict.fromkeys(SHARED_MEMORY, False),
+                            },
                         },
                     },
                 },
@@ -174,6 +187,11 @@ def _input(spec: TensorSpec, rows: int, length: int) -> Json:
             "datatype": {"const": spec.datatype},
             "shape": {"const": shape},
             "data": data,
+            "parameters": {
+                "type": ["object", "null"],
+                "properties": dict.fromkeys((*SHARED_MEMORY, "binary_data_size"), False),
+                "description": "Taken and not used. With binary_data_size the data follows the JSON, and is not in it.",
+            },
         },
     }
 
@@ -207,7 +225,15 @@ def _object(plan: Plan, schema: Callable[[TensorSpec], Json]) -> Json:
 
 
 def _document(field: str, schema: Json) -> Json:
-    return {"type": "object", "required": [field], "additionalProperties": False, "properties": {field: schema}}
+    more: Json = {
+        "signature_name": {"type": ["string", "null"], "description": "Taken and not used: a model has one signature."},
+        "parameters": {
+            "type": ["object", "null"],
+            "properties": {"timeout": _TIMEOUT},
+            "description": "Others are taken and not used.",
+        },
+    }
+    return {"type": "object", "required": [field], "additionalProperties": False, "properties": {field: schema, **more}}
 
 
 def _element(spec: TensorSpec) -> Json:

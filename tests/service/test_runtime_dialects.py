@@ -321,6 +321,16 @@ def test_describe(server: RuntimeProcess) -> None:
     assert [model["modelName"] for model in server.get("/models")[1]["models"]] == ["mlp"]
 
 
+@pytest.mark.parametrize(("version", "status"), [("1", 200), ("1.0", 200), ("2.0", 404), ("1.0.0", 404)])
+def test_torchserves_name_of_the_first_version_is_taken(server: RuntimeProcess, version: str, status: int) -> None:
+    assert server.post(f"/predictions/mlp/{version}", [ROW.tolist()])[0] == status
+    assert server.get(f"/models/mlp/{version}")[0] == status
+
+
+def test_that_name_is_torchserves_alone(server: RuntimeProcess) -> None:
+    assert server.post("/v2/models/mlp/versions/1.0/infer", document())[0] == 404
+
+
 # --- Triton's extras, OpenAPI ---
 
 

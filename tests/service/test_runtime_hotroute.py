@@ -108,9 +108,10 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_not(server: RuntimeProce
         assert 1 < time.monotonic() - began_s < 8
 
 
-def test_a_client_that_sends_slowly_is_timed_out(server: RuntimeProcess) -> None:
+@pytest.mark.parametrize("path", ["/v2/models/linear/infer", "/v2/repository/index"])
+def test_a_client_that_sends_slowly_is_timed_out(server: RuntimeProcess, path: str) -> None:
     with Wire(server) as wire:
-        wire.send(post("/v2/models/linear/infer", V2)[:-10])
+        wire.send(post(path, V2)[:-10])
         status, _, body = wire.answer()
         assert status == 408
         assert "serving.limits.bodyTimeoutSeconds" in json.loads(body)["error"]

@@ -12,15 +12,15 @@ from typing import Any
 
 from torchmodel_runtime.errors import invalid, quote
 
-_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
+SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 """Triton's sequence extension: state between requests. 0 and false mean no sequence."""
 
-_SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 
 
 def check_request(parameters: Mapping[str, Any]) -> None:
     """RequestError 400 for a request parameter that this server cannot honour."""
-    for name in _SEQUENCES:
+    for name in SEQUENCES:
         if parameters.get(name):
             raise invalid(f"parameters: {name} asks for state between requests, which this server does not keep")
     _check_flag("parameters", "binary_data_output", parameters)
@@ -28,7 +28,7 @@ def check_request(parameters: Mapping[str, Any]) -> None:
 
 def check_tensor(where: str, parameters: Mapping[str, Any]) -> None:
     """RequestError 400 for an input's parameter that this server cannot honour."""
-    for name in _SHARED_MEMORY:
+    for name in SHARED_MEMORY:
         if name in parameters:
             raise invalid(f"{where}: {name} is for shared memory, which this server does not read; send the data")
 
