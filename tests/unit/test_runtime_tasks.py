@@ -77,6 +77,19 @@ def test_random_bytes_are_no_image(body: bytes) -> None:
         decode_image(body, PLAIN, "x")
     assert caught.value.status == 400
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff\xd8" + b"\xff" * 1_000_000,
+        b"\xff\xd8" + b"\xff\xe0\0\x02" * 250_000,
+        b"GIF89a" + bytes(7) + b"!\xfe\0" * 300_000,
+    ],
+    ids=["JPEG of fill bytes", "JPEG of empty segments", "GIF of empty extensions"],
+)
+def test_a_file_of_very_many_pieces_is_not_read_to_its_end(body: bytes) -> None:
+    with pytest.raises(RequestError, match="more than 65536 pieces"):
+        decode_image(body, PLAIN, "x")
+
 
 @given(st.integers(0, 10_000), st.integers(0, 255))
 def test_a_damaged_image_is_an_image_or_a_400(position: int, value: int) -> None:

@@ -54,7 +54,9 @@ def decode_audio(body: bytes, max_duration_s: float, where: str, allowance: Allo
                 allowance.borrow(SAMPLE_BYTES * len(block))
                 blocks.append(block.mean(axis=1))
     except soundfile.SoundFileError as error:
-        raise invalid(f"{where}: not a recording of a known format (WAV, FLAC, OGG, MP3, AIFF): {error}") from None
+        # str() of it names the file object by its address
+        words = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
+        raise invalid(f"{where}: not a recording of a known format (WAV, FLAC, OGG, MP3, AIFF): {words}") from None
     if not frames:
         raise invalid(f"{where}: the recording holds no samples")
     waveform = np.concatenate(blocks)
