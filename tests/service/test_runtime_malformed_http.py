@@ -84,6 +84,24 @@ def test_it_is_refused_in_our_own_form_and_the_connection_closed(
     assert read_metric(server, "torchmodel_rejected_total", reason="MALFORMED_REQUEST") == refused + 1
 
 
+def test_a_client_that_asks_before_it_sends_is_told_to_go_on(server: RuntimeProcess) -> None:
+    request = post(PATH, BODY, "Expect: 100-continue")
+    with Wire(server) as wire:
+        wire.send(request[: -len(BODY)])
+        assert wire.socket.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        wire.send(BODY)
+        assert wire.answer()[0] == 200
+
+
+def test_an_expectation_that_is_unknown_is_refused_in_our_own_form(server: RuntimeProcess) -> None:
+    with Wire(server) as wire:
+        wire.send(post("/predictions/linear", BODY, "Expect: a miracle"))
+        status, headers, body = wire.answer()
+        assert (status, headers["content-type"]) == (417, "application/json")
+        assert headers["x-request-id"]
+        assert json.loads(body)["message"] == "Expect 'a miracle': must be 100-continue"
+
+
 @pytest.mark.parametrize(
     ("path", "field"), [(PATH, "error"), ("/v1/models/linear:predict", "error"), ("/predictions/linear", "message")]
 )

@@ -7,6 +7,7 @@ the path's dialect. Made by `__main__`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from aiohttp import web
 from torchmodel_runtime import errors
 from torchmodel_runtime.bytebudget import Hold
 from torchmodel_runtime.codec import make_plan
-from torchmodel_runtime.errors import RequestError
+from torchmodel_runtime.errors import RequestError, quote
 from torchmodel_runtime.exchange import OCTETS, Answer, Call, Dialect, media_type
 from torchmodel_runtime.metrics import CONTENT_TYPE
 from torchmodel_runtime.openapi import make_document
@@ -45,7 +46,7 @@ class RestPort:
     def make_app(self) -> web.Application:
         """The routes. Other model names reach the same handlers, which name the one that is served."""
         app = web.Application(middlewares=[self._answer_errors], client_max_size=self._config.serving.max_request_bytes)
-        add = app.router.add_route
+        add = functools.partial(app.router.add_route, expect_handler=self._expect)
         for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             add("POST", f"{path}/infer", self._infer_v2)
             add("GET", f"{path}/ready", self._model_ready)
@@ -242,6 +243,18 @@ class RestPort:
             response.force_close()
         return response
 
+    async def _expect(self, request: web.Request) -> web.StreamResponse | None:
+        """The client asks before it sends its body (RFC 9110, 10.1.1). aiohttp calls this before the middlewares."""
+        if request.headers["Expect"].strip().lower() != "100-continue":
+            return await self._answer_errors(request, _refuse_expectation)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+        return None
+
+
+async def _refuse_expectation(_: web.Request) -> web.StreamResponse:
+    raise web.HTTPExpectationFailed
+
 
 class _IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Of POST /v2/repository/index (Triton, model repository extension)."""
@@ -266,6 +279,8 @@ def _explain(request: web.Request, error: web.HTTPException) -> str:
         return f"{request.method} is not allowed on {request.path}, {' or '.join(sorted(error.allowed_methods))} is"
     if isinstance(error, web.HTTPNotFound):
         return f"no route {request.path}; see GET /v2"
+    if isinstance(error, web.HTTPExpectationFailed):
+        return f"Expect {quote(request.headers['Expect'])}: must be 100-continue"
     return error.reason
 
 
