@@ -77,6 +77,7 @@ def test_random_bytes_are_no_image(body: bytes) -> None:
         decode_image(body, PLAIN, "x")
     assert caught.value.status == 400
 
+
 @pytest.mark.parametrize(
     "body",
     [
