@@ -112,7 +112,7 @@ def added(text: str) -> str:
         ),
         pytest.param(
             added("  serving: {telemetry: {otlpEndpoint: collector}}\n"),
-            "m.yaml:16: spec.serving.telemetry.otlpEndpoint: got 'collector', must match ^(https?://.+)?$; openTelemetry collector",
+            "m.yaml:16: spec.serving.telemetry.otlpEndpoint: got 'collector', must match ^(https?://.+)?$; openTelemetry",
             id="a collector that is no URL",
         ),
         pytest.param(
