@@ -45,6 +45,11 @@ class Runner(Protocol):
         """Most rows in one call of the module now: `BatchRules.max_rows`, or less once the device ran out of memory."""
         ...
 
+    @property
+    def max_bytes(self) -> int:
+        """Most bytes of inputs in one call now, `BatchRules.max_batch_bytes` or less; 0: no bound."""
+        ...
+
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
         """Answer each request, in order; an exception stands for the request that the model failed on."""
         ...
@@ -117,8 +122,15 @@ class Batcher:
     """Admits requests, forms batches the moment a worker is free, gives each request its rows back."""
 
     def __init__(
-        self, seats: Sequence[tuple[Runner, Worker]], serving: Serving, rules: BatchRules, metrics: Metrics
+        self,
+        seats: Sequence[tuple[Runner, Worker]],
+        serving: Serving,
+        rules: BatchRules,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """clock: seconds of the clock that deadlines are told by; the event loop's timers must go by the same."""
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._seats = [_Seat(runner, worker) for runner, worker in seats]
         self._rules = rules
@@ -136,6 +148,8 @@ class Batcher:
         self._hurry = False
         self._dispatching = False
         metrics.watch_queue(lambda: self._window.queued_rows)
+        metrics.watch("torchmodel_batch_rows_limit", lambda: min(seat.runner.max_rows for seat in self._seats))
+        metrics.watch("torchmodel_batch_bytes_limit", lambda: self._max_bytes() or math.inf)
 
     async def submit(self, parts: Sequence[Arrays], deadline_s: float, seen: Observation | None = None) -> list[Arrays]:
         """`put`, awaited. A caller that is cancelled takes its waiting pieces with it."""
@@ -163,7 +177,7 @@ class Batcher:
         would not be ready in time, 504 past the deadline (monotonic). on_done is told 504 when the deadline passes meanwhile,
         500 when the model failed on it; it must not raise.
         """
-        now_s = time.monotonic()
+        now_s = self._clock()
         timeout_s = deadline_s - now_s
         if timeout_s <= 0:
             raise errors.timed_out(deadline_s - (now_s if seen is None else seen.started_s))
@@ -206,7 +220,7 @@ class Batcher:
 
     def retry_after_s(self) -> int:
         """Whole seconds until what waits now has left the queue, as far as is known; one at least."""
-        return self._admission.retry_after_s(self._load(time.monotonic()))
+        return self._admission.retry_after_s(self._load(self._clock()))
 
     # --- in ---
 
@@ -237,9 +251,14 @@ class Batcher:
     def _most_rows(self, row_bytes: int) -> int:
         """Most rows of that size in a batch on every seat, now; one at least."""
         most = min(self._rules.max_rows, *[seat.runner.max_rows for seat in self._seats])
-        if self._rules.max_batch_bytes and row_bytes:
-            most = min(most, self._rules.max_batch_bytes // row_bytes)
+        max_bytes = self._max_bytes()
+        if max_bytes and row_bytes:
+            most = min(most, max_bytes // row_bytes)
         return max(1, most)
+
+    def _max_bytes(self) -> int:
+        """Most bytes in a batch on every seat, now; 0: no bound."""
+        return min(filter(None, [seat.runner.max_bytes for seat in self._seats]), default=0)
 
     def _admit(self, pieces: list[_Piece], now_s: float, timeout_s: float) -> int:
         """Rows of the request, which may wait."""
@@ -290,9 +309,10 @@ class Batcher:
         held = len(seat.batches)
         if held >= self._rules.depth:
             return False
-        now_s = time.monotonic()
+        now_s = self._clock()
         free = 1 if len(seats) == 1 else sum(not each.batches for each in seats)
-        take = self._window.take(now_s, seat.runner.max_rows, free, self._hurry, only_full=held > 0)
+        runner = seat.runner
+        take = self._window.take(now_s, runner.max_rows, free, self._hurry, held > 0, runner.max_bytes)
         if take.expired:
             self._fail_expired(take.expired)
         if take.wait_s is not None:
@@ -367,7 +387,7 @@ class Batcher:
         self._alarm = self._loop.call_later(max(0.0, deadline_s - now_s) + TIMER_SLACK_S, self._ring)
 
     def _ring(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock()
         self._alarm = None
         self._alarm_s = math.inf
         self._fail_expired(self._window.expire(now_s))

@@ -108,7 +108,14 @@ FAMILIES = (
     Family(
         "torchmodel_batch_rows_limit",
         "gauge",
-        "Most rows in a batch now; falls when the device runs out of memory.",
+        "Most rows in a batch now; falls when memory runs out, and does not rise before the next start.",
+        merge="min",
+    ),
+    Family(
+        "torchmodel_batch_bytes_limit",
+        "gauge",
+        "Most bytes of inputs in a batch now, +Inf where there is no bound; falls when memory runs out on rows larger than "
+        "those of warm-up, and does not rise before the next start.",
         merge="min",
     ),
     Family(

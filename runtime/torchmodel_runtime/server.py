@@ -82,7 +82,6 @@ class Server:
         self.model = model
         self._turn(ready=True)
         self.metrics.tell_loaded(model.report)
-        self.metrics.watch("torchmodel_batch_rows_limit", lambda: min(runner.max_rows for runner in model.runners))
 
     async def withdraw(self) -> None:
         """Not ready any more; serves on for drainDelaySeconds, so that nothing is refused while clients still come."""

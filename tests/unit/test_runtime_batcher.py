@@ -13,7 +13,7 @@ from torchmodel_runtime.batcher import Batcher
 from torchmodel_runtime.batchrules import BatchRules
 from torchmodel_runtime.config import Queue, Serving
 from torchmodel_runtime.errors import RequestError, model_failed
-from torchmodel_runtime.metrics import Metrics
+from torchmodel_runtime.metrics import Metrics, render
 from torchmodel_runtime.tensors import Arrays
 
 
@@ -36,6 +36,7 @@ class Doubler:
     """A module that doubles; a row of 666 is poison."""
 
     max_rows = 4
+    max_bytes = 0
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -300,6 +301,22 @@ async def test_the_queue_is_bounded_in_bytes() -> None:
     await played.worker.finish()
     await running
     await waiting
+
+
+async def test_a_bound_that_memory_lowered_is_kept_and_told() -> None:
+    played = Played()
+    assert 'torchmodel_batch_bytes_limit{model="m"} +Inf' in render([played.metrics.snapshot()]).decode()
+    played.runner.max_bytes = 16  # two rows of one float64
+    waiting = [played.submit(part(value)) for value in range(3)]
+    large = played.submit(part(*range(4)))
+    await settle()
+    while played.worker.jobs:
+        await played.worker.finish()
+    assert played.runner.batches == [[1, 1], [1], [2], [2]]
+    await asyncio.gather(*waiting, large)
+    text = render([played.metrics.snapshot()]).decode()
+    assert 'torchmodel_batch_bytes_limit{model="m"} 16.0' in text
+    assert 'torchmodel_batch_rows_limit{model="m"} 4.0' in text
 
 
 async def test_past_its_deadline_nothing_is_queued() -> None:

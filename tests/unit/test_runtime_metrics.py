@@ -65,7 +65,7 @@ def used(dialect: str = "v2") -> Metrics:
     metrics.batch_rows.observe(3)
     metrics.compute_s.observe(0.002)
     metrics.count_rejected("QUEUE_FULL")
-    for gauge in ("torchmodel_connections", "torchmodel_batch_rows_limit"):
+    for gauge in ("torchmodel_connections", "torchmodel_batch_rows_limit", "torchmodel_batch_bytes_limit"):
         metrics.watch(gauge, lambda: 1)
     metrics.tell_loaded(REPORT)
     return metrics

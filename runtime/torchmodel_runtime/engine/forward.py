@@ -61,6 +61,11 @@ class Engine:
     def max_rows(self, rows: int) -> None:
         self.bounds.max_rows = rows
 
+    @property
+    def max_bytes(self) -> int:
+        """Most bytes of inputs in one call, 0: no bound; less once memory ran out on rows larger than usual."""
+        return self.bounds.max_bytes
+
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
         """Outputs for each request, its rows first; a RequestError for one that the module fails on.
 

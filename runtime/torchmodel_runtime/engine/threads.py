@@ -51,6 +51,11 @@ class SharingRunner:
         """The engine's own."""
         return self._engine.max_rows
 
+    @property
+    def max_bytes(self) -> int:
+        """The engine's own."""
+        return self._engine.max_bytes
+
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
         """The engine's answers."""
         self._share.begin()
