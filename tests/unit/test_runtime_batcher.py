@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import selectors
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from torchmodel_runtime.batcher import Batcher
 from torchmodel_runtime.batchrules import BatchRules
-from torchmodel_runtime.config import Queue, Serving
+from torchmodel_runtime.config import Batching, Queue, Serving
 from torchmodel_runtime.errors import RequestError, model_failed
 from torchmodel_runtime.metrics import Metrics, render
 from torchmodel_runtime.tensors import Arrays
@@ -361,6 +363,150 @@ async def test_a_worker_on_the_event_loop_leaves_others_their_turn_between_batch
         worker.turn += 1
     assert [task.result()[0][0].tolist() for task in tasks] == [[value * 2] for value in range(300)]
     assert len(set(worker.turns)) == 300
+
+
+# --- the delay, in played time ---
+
+
+class PlayedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock stands still while there is work and jumps to the next timer when there is none."""
+
+    def __init__(self) -> None:
+        super().__init__(_NeverWaits(self))
+        self.now_s = 100.0
+
+    def time(self) -> float:
+        return self.now_s
+
+
+class _NeverWaits(selectors.SelectSelector):
+    def __init__(self, loop: PlayedLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise AssertionError("everything waits, and no timer is set")
+        self._loop.now_s += timeout
+        return super().select(0)
+
+
+DELAY_S, COMPUTE_S = 0.2, 0.05
+
+
+class PlayedDelay:
+    """A batcher with a delay, whose module takes COMPUTE_S a batch, in played time."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.runner = Doubler()
+        self.began_s: list[float] = []
+        batching = Batching(max_delay_milliseconds=int(DELAY_S * 1000))
+        self.batcher = Batcher(
+            [(self.runner, self)],
+            Serving(batching=batching),
+            BatchRules(4),
+            Metrics("m"),
+            clock=self.loop.time,
+        )
+
+    def start(self, job: Callable[[], Any], on_done: Callable[[Any, BaseException | None], None]) -> None:
+        self.began_s.append(round(self.loop.time() - 100, 6))
+        self.loop.call_later(COMPUTE_S, lambda: on_done(job(), None))
+
+    def submit(self, *values: float, at_s: float = 0.0, shape: tuple[int, ...] = ()) -> asyncio.Task[float]:
+        """A request at that time; when it was answered, in seconds from the beginning."""
+
+        async def ask() -> float:
+            await asyncio.sleep(at_s)
+            row = [np.broadcast_to(np.array(values).reshape(-1, *[1 for _ in shape]), (len(values), *shape))]
+            answer = await self.batcher.submit([row], self.loop.time() + 60)
+            np.testing.assert_array_equal(answer[0][0], row[0] * 2)
+            return round(self.loop.time() - 100, 6)
+
+        return asyncio.ensure_future(ask())
+
+
+def play(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with contextlib.closing(PlayedLoop()) as loop:
+        loop.run_until_complete(story())
+
+
+def test_an_idle_server_answers_at_once_in_spite_of_a_delay() -> None:
+    async def story() -> None:
+        played = PlayedDelay()
+        assert [await played.submit(1), await played.submit(2)] == [0.05, 0.1]
+
+    play(story)
+
+
+def test_company_is_waited_for_until_the_oldest_has_waited_for_the_delay() -> None:
+    async def story() -> None:
+        played = PlayedDelay()
+        times = [
+            played.submit(1),
+            played.submit(2, at_s=0.01),
+            played.submit(3, at_s=0.02),
+            played.submit(4, at_s=0.15),
+        ]
+        assert await asyncio.gather(*times) == [0.05, 0.26, 0.26, 0.26]
+        assert played.began_s == [0.0, 0.21]
+        assert played.runner.batches == [[1], [1, 1, 1]]
+
+    play(story)
+
+
+def test_a_batch_that_is_full_before_the_delay_has_passed_goes_at_once_and_its_timer_is_gone() -> None:
+    async def story() -> None:
+        played = PlayedDelay()
+        times = [played.submit(value, at_s=value / 100) for value in range(1, 6)]
+        assert await asyncio.gather(*times) == [0.06, 0.11, 0.11, 0.11, 0.11]
+        assert played.runner.batches == [[1], [1, 1, 1, 1]]
+        await asyncio.sleep(1)
+        assert len(played.began_s) == 2
+
+    play(story)
+
+
+def test_while_one_shape_waits_full_batches_of_another_are_computed() -> None:
+    async def story() -> None:
+        played = PlayedDelay()
+        first = played.submit(0)
+        waiting = [played.submit(value, at_s=0.01) for value in range(2)]
+        others = [played.submit(value, at_s=0.02, shape=(3,)) for value in range(8)]
+        assert await first == 0.05
+        assert await asyncio.gather(*others) == [0.1] * 4 + [0.15] * 4
+        assert await asyncio.gather(*waiting) == [0.26] * 2
+        assert played.began_s == [0.0, 0.05, 0.1, 0.21]
+
+    play(story)
+
+
+def test_a_draining_server_does_not_wait_for_company() -> None:
+    async def story() -> None:
+        played = PlayedDelay()
+        times = [played.submit(1), played.submit(2, at_s=0.01), played.submit(3, at_s=0.02)]
+        played.loop.call_later(0.1, played.batcher.hurry)
+        late = played.submit(4, at_s=0.11)
+        assert await asyncio.gather(*times, late) == [0.05, 0.15, 0.15, 0.2]
+
+    play(story)
+
+
+def test_a_deadline_within_the_delay_is_kept() -> None:
+    async def story() -> None:
+        played = PlayedDelay()
+        played.submit(1)
+        await asyncio.sleep(0.01)
+        company = played.submit(2)
+        with pytest.raises(RequestError) as caught:
+            await played.batcher.submit([part(3)], played.loop.time() + 0.1)
+        assert caught.value.status == 504
+        assert played.loop.time() - 100 == pytest.approx(0.11, abs=0.01)
+        assert await company == 0.26
+        assert played.runner.batches == [[1], [1]]
+
+    play(story)
 
 
 async def test_what_cannot_be_ready_in_time_is_refused_at_once_and_admitted_when_it_was_told_to_come() -> None:
