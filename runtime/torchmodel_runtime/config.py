@@ -275,7 +275,13 @@ class Limits(Document, frozen=True, kw_only=True):
         ),
     ] = 0
     body_timeout_seconds: Annotated[
-        int, Meta(ge=1, le=3600, description="A client that has not sent its whole request by then gets 408.")
+        int,
+        Meta(
+            ge=1,
+            le=3600,
+            description="A client that has not sent its whole request by then gets 408. One that reads nothing of its answer for "
+            "so long is cut off; it may read slowly.",
+        ),
     ] = 30
     idle_timeout_seconds: Annotated[
         int, Meta(ge=1, le=86400, description="A connection without a request is closed after this time.")
