@@ -357,6 +357,13 @@ def test_what_is_no_recording_is_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
+def test_a_recording_that_cannot_be_sought_in_is_read() -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(4000) / 10), 8000, format="WAV", subtype="G721_32")
+    waveform, rate_hertz = decode_audio(buffer.getvalue(), 1, "x")
+    assert (rate_hertz, len(waveform) >= 4000) == (8000, True)
+
+
 WINDOWS = Speech(
     sample_rate_hertz=1000,
     window_samples=100,

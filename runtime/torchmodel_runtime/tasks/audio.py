@@ -47,7 +47,8 @@ def decode_audio(body: bytes, max_duration_s: float, where: str, allowance: Allo
             limit = int(max_duration_s * rate_hertz)
             # mixed block by block: a small FLAC file can hold gigabytes of silence in many channels
             blocks, frames = [], 0
-            for block in sound.blocks(BLOCK_FRAMES, dtype="float32", always_2d=True):
+            # and not by `blocks`, which takes no coding that cannot be sought in
+            while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
                 frames += len(block)
                 if frames > limit:
                     raise too_large(f"{where}: longer than {max_duration_s:g} s (task.speech.maxDurationSeconds)")
