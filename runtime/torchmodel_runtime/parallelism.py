@@ -86,16 +86,13 @@ def limit_size(max_size: int, timing: Timing) -> tuple[int, str]:
     return timing.rows, reason
 
 
-def choose_plan(serving: Serving, cpus: int, timing: Timing | None, *, is_gpu: bool, max_processes: int) -> Plan:
+def choose_plan(serving: Serving, cpus: int, timing: Timing, *, is_gpu: bool, max_processes: int) -> Plan:
     """The plan for a quota of that many whole CPUs; what the manifest sets (not 0) is followed.
 
-    timing None: not measured, so all threads go to one worker. max_processes: as many as memory has room for.
+    max_processes: as many as memory has room for.
     """
     if is_gpu:
         return Plan(1, 1, serving.threads or cpus, serving.threads or cpus, False, "one engine for the GPU")
-    if timing is None:
-        workers, threads = _fill(serving, cpus, widest=cpus)
-        return _plan(serving, workers, threads, cpus, "not measured: a batch takes too long", processes=1)
     inline = timing.batch_s[1] <= INLINE_BATCH_S and serving.workers <= 1 and serving.threads <= 1
     row_s = timing.batch_s[1] / timing.rows
     if inline:
@@ -105,15 +102,19 @@ def choose_plan(serving: Serving, cpus: int, timing: Timing | None, *, is_gpu: b
         if wanted > max_processes and not serving.processes:
             reason += f"; memory has room for {max_processes} of {wanted} processes"
         return Plan(processes, 1, 1, 1, True, reason)
-    widest = max((threads for threads in timing.batch_s if _efficiency(timing, threads) >= SCALING), default=1)
-    workers, threads = _fill(serving, cpus, widest)
+    processes = serving.processes or 1
+    own_cpus = max(1, cpus // processes)
+    efficient = [
+        threads for threads in timing.batch_s if threads <= own_cpus and _efficiency(timing, threads) >= SCALING
+    ]
+    workers, threads = _fill(serving, own_cpus, max(efficient, default=1))
     shares = ", ".join(
         f"{_efficiency(timing, count):.0%} with {count}" for count in sorted(timing.batch_s) if count > 1
     )
     reason = f"a batch of {timing.rows} takes {timing.batch_s[1] * 1e3:.1f} ms on one thread" + (
         f"; threads inside it keep {shares} of their worth" if shares else ""
     )
-    return _plan(serving, workers, threads, cpus, reason, processes=1)
+    return Plan(processes, workers, threads, max(threads, serving.threads or own_cpus), False, reason)
 
 
 def with_one_worker(plan: Plan, doubt: str) -> Plan:
@@ -126,13 +127,8 @@ def thread_counts(cpus: int) -> list[int]:
     return sorted({*(1 << power for power in range(7) if 1 << power <= cpus), cpus})
 
 
-def _plan(serving: Serving, workers: int, threads: int, cpus: int, reason: str, processes: int) -> Plan:
-    solo = serving.threads or cpus
-    return Plan(serving.processes or processes, workers, threads, max(threads, solo), False, reason)
-
-
 def _fill(serving: Serving, cpus: int, widest: int) -> tuple[int, int]:
-    """Workers and threads of each that use the quota, by what the manifest leaves open."""
+    """Workers and threads of each that use so many CPUs, by what the manifest leaves open."""
     if serving.workers:
         return serving.workers, serving.threads or max(1, cpus // serving.workers)
     threads = min(serving.threads or widest, cpus)

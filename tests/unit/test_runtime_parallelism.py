@@ -21,7 +21,7 @@ MATRICES = Timing(rows=8, batch_s={1: 0.400, 2: 0.201, 4: 0.104})
 """Threads keep 99.5 % and 96 %."""
 
 
-def choose(timing: Timing | None, cpus: int, max_processes: int = 64, is_gpu: bool = False, **serving: int) -> Plan:
+def choose(timing: Timing, cpus: int, max_processes: int = 64, is_gpu: bool = False, **serving: int) -> Plan:
     return choose_plan(Serving(**serving), cpus, timing, is_gpu=is_gpu, max_processes=max_processes)
 
 
@@ -40,8 +40,11 @@ def choose(timing: Timing | None, cpus: int, max_processes: int = 64, is_gpu: bo
         (choose(CONVOLUTION, 4, threads=2), 1, 2, 2, 2, False),
         (choose(CONVOLUTION, 4, workers=1), 1, 1, 4, 4, False),
         (choose(MATRICES, 4), 1, 1, 4, 4, False),
-        (choose(None, 4), 1, 1, 4, 4, False),
-        (choose(None, 4, is_gpu=True), 1, 1, 4, 4, False),
+        (choose(CONVOLUTION, 2, processes=2), 2, 1, 1, 1, False),
+        (choose(CONVOLUTION, 8, processes=2), 2, 4, 1, 4, False),
+        (choose(MATRICES, 8, processes=2), 2, 1, 4, 4, False),
+        (choose(CONVOLUTION, 2, processes=4), 4, 1, 1, 1, False),
+        (choose(CONVOLUTION, 4, is_gpu=True), 1, 1, 4, 4, False),
     ],
     ids=[
         "a tiny model: HTTP is the cost, so processes",
@@ -56,7 +59,10 @@ def choose(timing: Timing | None, cpus: int, max_processes: int = 64, is_gpu: bo
         "the manifest sets the threads",
         "the manifest sets one worker: it gets all threads",
         "threads scale well: one worker",
-        "too slow to measure: one worker with all threads",
+        "processes share the quota between them",
+        "each of two processes fills its half with workers",
+        "each of two processes fills its half with threads",
+        "more processes than CPUs: one of everything in each",
         "a GPU has one engine",
     ],
 )
