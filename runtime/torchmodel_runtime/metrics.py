@@ -140,10 +140,6 @@ class Metrics:
         """This process's numbers, for `render` here or in a sibling."""
         return msgspec.msgpack.encode(Snapshot(list(self._values()), list(self._histograms())))
 
-    def render(self, snapshots: Sequence[bytes]) -> bytes:
-        """What the processes amount to, in the Prometheus text format."""
-        return render(snapshots)
-
     def _count(self, family: str, *labels: str, by: int = 1) -> None:
         key = (family, (*labels, self._model))
         self._counts[key] = self._counts.get(key, 0) + by

@@ -20,7 +20,7 @@ from torchmodel_runtime.bytebudget import Hold
 from torchmodel_runtime.codec import make_plan
 from torchmodel_runtime.errors import RequestError, quote
 from torchmodel_runtime.exchange import OCTETS, Answer, Call, Dialect, media_type
-from torchmodel_runtime.metrics import CONTENT_TYPE
+from torchmodel_runtime.metrics import CONTENT_TYPE, render
 from torchmodel_runtime.openapi import make_document
 from torchmodel_runtime.ports import catalogue
 from torchmodel_runtime.server import VERSION, Server
@@ -210,9 +210,7 @@ class RestPort:
         return _json({"status": "alive"})
 
     async def _show_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=self._server.metrics.render(await self._ask_all()), headers={"Content-Type": CONTENT_TYPE}
-        )
+        return web.Response(body=render(await self._ask_all()), headers={"Content-Type": CONTENT_TYPE})
 
     def _say_ready(self, document: object) -> web.Response:
         return _json(document, 200 if self._server.ready else 503)
