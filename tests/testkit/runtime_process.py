@@ -38,10 +38,14 @@ class RuntimeProcess:
     """One `python -m torchmodel_runtime`, with its log and termination log in files."""
 
     def __init__(
-        self, config: ServerConfig, environment: dict[str, str] | None = None, port: int | None = None
+        self,
+        config: ServerConfig,
+        environment: dict[str, str] | None = None,
+        port: int | None = None,
+        grpc_port: int | None = None,
     ) -> None:
         self.port = port or find_free_port()
-        self.grpc_port = find_free_port(besides=self.port)
+        self.grpc_port = grpc_port or find_free_port(besides=self.port)
         self.config = msgspec.structs.replace(config, host="127.0.0.1", port=self.port, grpc_port=self.grpc_port)
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="torchmodel-runtime-")

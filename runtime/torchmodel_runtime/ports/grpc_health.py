@@ -53,20 +53,14 @@ class Health:
             await finish(context, self._server.refuse("grpc", error))
             return
         told: HealthCheckResponse.ServingStatus | None = None
-        closing = asyncio.create_task(self._closing.wait())
-        try:
-            while True:
-                turned = self._server.turned
-                if (status := self._status(service)) != told:
-                    told = status
-                    yield HealthCheckResponse(status=status).SerializeToString()
-                if self._closing.is_set():
-                    return
-                turning = asyncio.create_task(turned.wait())
-                await asyncio.wait((turning, closing), return_when=asyncio.FIRST_COMPLETED)
-                turning.cancel()
-        finally:
-            closing.cancel()
+        while True:
+            turned = self._server.turned
+            if (status := self._status(service)) != told:
+                told = status
+                yield HealthCheckResponse(status=status).SerializeToString()
+            if self._closing.is_set():
+                return
+            await _wait_for_either(turned, self._closing)
 
     def _status(self, service: str) -> HealthCheckResponse.ServingStatus:
         if service == LIVE:
@@ -74,3 +68,12 @@ class Health:
         if service not in ("", SERVICE):
             return HealthCheckResponse.SERVICE_UNKNOWN
         return HealthCheckResponse.SERVING if self._server.ready else HealthCheckResponse.NOT_SERVING
+
+
+async def _wait_for_either(one: asyncio.Event, other: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in (one, other)]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()

@@ -30,6 +30,10 @@ replica and one process for good. Also the end of clients that do not read their
 a tenth."""
 MIN_PING_INTERVAL_S = 10
 """A client that asks more often whether its connection lives is sent away; by default every five minutes is too often."""
+QUIET_S = 0.01
+"""A port to which nothing came for so long is quiet: many times what a client on the same network takes to ask again."""
+LONGEST_HOLD_S = 0.2
+"""Who waits for no answer is never quiet."""
 
 
 class GrpcPort:
@@ -41,6 +45,10 @@ class GrpcPort:
         self._max_connection_age_s = max_connection_age_s
         self._transport: grpc.aio.Server | None = None
         self._closing = asyncio.Event()
+        self._refusing = asyncio.Event()
+        """From then on the transport takes no request."""
+        self._arrived_s = 0.0
+        """When the last request came, by the event loop's clock."""
 
     async def open(self, *, shared: bool) -> None:
         """Listen; OSError when the address cannot be had. shared: another process of ours listens there already."""
@@ -64,16 +72,30 @@ class GrpcPort:
     async def close(self) -> None:
         """Send clients elsewhere, and end when what was taken is answered.
 
-        No request is lost meanwhile: of those that are under way the transport tells the client that nobody has seen them.
+        The transport tells clients that nobody has seen the requests that come from then on. But it cancels those that have come
+        and that it has not handed over yet, which is one or more at any moment for as long as clients are at it. So answers are
+        held back until clients have nothing more to send, a few milliseconds, and are given when the transport refuses.
         """
         self._closing.set()
-        if self._transport is not None:
-            # one second more than `Server.drain` waits, so that it is drain which says that it took too long
-            await self._transport.stop(self._config.serving.drain_timeout_seconds + 1)
+        if self._transport is None:
+            return
+        loop = asyncio.get_running_loop()
+        most_s = loop.time() + LONGEST_HOLD_S
+        while (left_s := min(most_s, self._arrived_s + QUIET_S) - loop.time()) > 0:  # noqa: ASYNC110 - no polling: exactly so long
+            await asyncio.sleep(left_s)
+        # one second more than `Server.drain` waits, so that it is drain which says that it took too long
+        stopping = loop.create_task(self._transport.stop(self._config.serving.drain_timeout_seconds + 1))
+        await asyncio.sleep(0)  # it has begun
+        self._refusing.set()
+        await stopping
 
     async def _infer(self, _: AsyncIterator[bytes], context: Context) -> bytes:
+        self._arrived_s = asyncio.get_running_loop().time()
         headers = read_headers(context)
-        return await finish(context, await self._server.answer("grpc", headers, self._read(headers, context)))
+        answer = await self._server.answer("grpc", headers, self._read(headers, context))
+        if self._closing.is_set():
+            await self._refusing.wait()
+        return await finish(context, answer)
 
     async def _read(self, headers: Mapping[str, str], context: Context) -> Call:
         """The whole message; what can be refused without it is refused before."""
