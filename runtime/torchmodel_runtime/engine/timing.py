@@ -18,11 +18,12 @@ from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.parallelism import Timing, choose_size
 from torchmodel_runtime.tasks import Task
 
-SIZES_BUDGET_S = 1.0
-"""For all sizes together, about: a second of a start that takes several (importing torch takes two). A choice."""
+SIZES_BUDGET_S = 2.0
+"""For all sizes together, about: two seconds of a start that takes several (importing torch takes two). A choice."""
 THREADS_BUDGET_S = 0.5
 """For all numbers of threads together."""
-TRIES = 5
+MIN_TRIES, TRIES = 2, 5
+"""The first call of a size makes kernels for it: it would speak against every larger batch that there is no time to try often."""
 
 
 def measure(engine: Engine, task: Task, thread_counts: Sequence[int]) -> Timing:
@@ -38,7 +39,7 @@ def measure(engine: Engine, task: Task, thread_counts: Sequence[int]) -> Timing:
     for rows in (1 << power for power in range(engine.max_rows.bit_length())):
         inputs = task.synthetic(rows, generator)
         left_s = end_s - time.monotonic()
-        if seconds and 2 * seconds[rows // 2] > left_s:
+        if seconds and 2 * MIN_TRIES * seconds[rows // 2] > left_s:
             break
         try:
             seconds[rows] = _shortest(functools.partial(engine.forward, inputs), left_s / 4, is_cuda)
@@ -61,10 +62,12 @@ def measure(engine: Engine, task: Task, thread_counts: Sequence[int]) -> Timing:
 
 
 def _shortest(job: Callable[[], object], budget_s: float, is_cuda: bool) -> float:
-    """The shortest of a few runs; the first one warms up and counts only when there is no time for another."""
+    """The shortest of a few runs, of two at least unless one takes all of the time."""
     end_s = time.monotonic() + budget_s
     tries = [_seconds(job, is_cuda)]
-    while len(tries) < TRIES and time.monotonic() + tries[-1] < end_s:
+    while len(tries) < TRIES and (
+        time.monotonic() + tries[-1] < end_s or (len(tries) < MIN_TRIES and tries[0] < budget_s)
+    ):
         tries.append(_seconds(job, is_cuda))
     return min(tries)
 
