@@ -208,7 +208,7 @@ async def _make_workers(model: LoadedModel, worker: ThreadWorker, loop: asyncio.
     if not model.plan.inline:
         return list(threads)
     model.prepare_thread()
-    return [InlineWorker(worker)]
+    return [InlineWorker(worker, model.quick_bytes)]
 
 
 def _make_grpc_port(server: Server) -> GrpcPort | None:

@@ -337,7 +337,9 @@ class Batcher:
             if seen is not None and not seen.batched_s:
                 seen.batched_s = now_s
         runner = seat.runner
-        seat.worker.start(lambda: _run(runner, pieces), lambda result, error: self._finish(seat, batch, result, error))
+        seat.worker.start(
+            lambda: _run(runner, pieces), lambda result, error: self._finish(seat, batch, result, error), padded_bytes
+        )
 
     # --- out ---
 

@@ -38,6 +38,8 @@ class LoadedModel:
     report: ModelReport
     rules: BatchRules
     plan: Plan
+    quick_bytes: int
+    """Of the inputs of the largest batch that warm-up computed, from which the plan follows."""
     media_threads: int
     """That decode media at the same time."""
     max_bytes_in_flight: int
@@ -147,6 +149,7 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
             depth=1 if device.type == "cpu" else 2,
         ),
         plan=plan,
+        quick_bytes=engine.max_rows * engine.bounds.usual_row_bytes,
         media_threads=max(1, room.cpus // plan.processes),
         max_bytes_in_flight=choose_max_bytes(
             config.serving.limits.max_bytes_in_flight, read_memory_room(), plan.processes, _largest_body(config)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -197,6 +199,48 @@ def test_texts_of_one_request_are_not_padded_together_either_where_padding_is_of
         together = server.post("/v1/models/m:predict", {"instances": texts})[1]["predictions"]
     for reference, answer in zip(alone, together, strict=True):
         assert answer == pytest.approx(reference, abs=1e-6)
+
+
+def test_a_row_far_longer_than_those_of_warm_up_does_not_hold_up_the_port(tmp_path: Path) -> None:
+    code = """
+import time
+import torch
+
+class Sums(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+    def forward(self, x):
+        if x.shape[1] > 1000:
+            time.sleep(2)
+        return x.sum(1, keepdim=True) * self.weight
+"""
+    config = msgspec.structs.replace(
+        sequence_config(tmp_path, "Sums"),
+        code=CodeFile(inline=code),
+        signature=Signature(
+            inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, -1])],
+            outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
+        ),
+        serving=Serving(processes=1),
+    )
+    torch.save({"weight": torch.ones(1)}, tmp_path / "w.pth")
+    write_receipt(tmp_path, "w.pth")
+    write = {
+        length: [{"name": "x", "datatype": "FP32", "shape": [1, length], "data": [1] * length}] for length in (8, 2000)
+    }
+    with RuntimeProcess(config) as server, ThreadPoolExecutor(1) as pool:
+        server.wait_ready()
+        assert server.post("/v2/models/m/infer", {"inputs": write[8]})[0] == 200
+        for _ in range(2):
+            long = pool.submit(server.post, "/v2/models/m/infer", {"inputs": write[2000]})
+            answered_meanwhile = 0
+            while not long.done():
+                server.get("/v2/health/live")
+                answered_meanwhile += not long.done()
+                time.sleep(0.05)
+            assert long.result()[0] == 200
+            assert answered_meanwhile > 5
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,16 @@ from torchmodel_runtime.config import Batching, Queue, Serving
 from torchmodel_runtime.errors import RequestError, model_failed
 from torchmodel_runtime.metrics import Metrics, render
 from torchmodel_runtime.tensors import Arrays
+from torchmodel_runtime.workers import Job, OnDone
 
 
 class PlayedWorker:
     """Keeps what was started until the test lets it finish."""
 
     def __init__(self) -> None:
-        self.jobs: list[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = []
+        self.jobs: list[tuple[Job, OnDone]] = []
 
-    def start(self, job: Callable[[], Any], on_done: Callable[[Any, BaseException | None], None]) -> None:
+    def start(self, job: Job, on_done: OnDone, size_bytes: int = 0) -> None:  # noqa: ARG002
         self.jobs.append((job, on_done))
 
     async def finish(self, error: BaseException | None = None) -> None:
@@ -349,7 +350,7 @@ class InlinePlayed:
         self.turns: list[int] = []
         self.turn = 0
 
-    def start(self, job: Callable[[], Any], on_done: Callable[[Any, BaseException | None], None]) -> None:
+    def start(self, job: Job, on_done: OnDone, size_bytes: int = 0) -> None:  # noqa: ARG002
         self.turns.append(self.turn)
         on_done(job(), None)
 
@@ -410,7 +411,7 @@ class PlayedDelay:
             clock=self.loop.time,
         )
 
-    def start(self, job: Callable[[], Any], on_done: Callable[[Any, BaseException | None], None]) -> None:
+    def start(self, job: Job, on_done: OnDone, size_bytes: int = 0) -> None:  # noqa: ARG002
         self.began_s.append(round(self.loop.time() - 100, 6))
         self.loop.call_later(COMPUTE_S, lambda: on_done(job(), None))
 
