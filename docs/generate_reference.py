@@ -174,9 +174,9 @@ METRICS_NOTES = [
     "- `dialect`: `v2`, `v1`, `torchserve`, `grpc`: how the request came.",
     "- `code`: the HTTP status; `499` when the client left before its answer.",
     "- `head`: `known` for one that this process has read before, byte for byte; else `parsed`.",
-    "- `way`: `passage` for a small request that came whole, `task` for one whose steps take long, such as a picture; `framework` "
-    "for the others: those that came in pieces (many clients send head and body apart), chunked, or larger than 64 KiB. It is "
-    "about cost alone; the answers are the same.",
+    "- `way`: `passage` for a small request that came whole, `task` for one whose steps take long, as with a picture; "
+    "`framework` for the others: those that came in pieces (many clients send head and body apart), chunked, or larger than "
+    "64 KiB. It is about cost alone; the answers are the same.",
     "- `reason`: the error's stable code, such as `QUEUE_FULL`, `INVALID_ARGUMENT`, `TIMEOUT`, `MODEL_FAILED`; all are in "
     "[HTTP and gRPC for clients](http.md#errors).",
     "- `cause` of `torchmodel_abandoned_total`: `expired`, `disconnected`; of `torchmodel_engine_errors_total`: `request`, "
