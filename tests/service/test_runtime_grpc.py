@@ -82,8 +82,8 @@ def test_large_typed_contents_are_decoded_in_another_process(server: RuntimeProc
     call = client.channel.unary_unary(INFER, response_deserializer=pb.ModelInferResponse.FromString)
     answer = call(request, timeout=30)
     assert list(answer.outputs[0].contents.fp32_contents) == pytest.approx(expected() * 500, abs=1e-6)
-    pid = server.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    threads = Path(f"/proc/{server.process.pid}/task").iterdir()
+    children = [child for thread in threads for child in (thread / "children").read_text().split()]
     assert any(b"decodepool" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
 
 
