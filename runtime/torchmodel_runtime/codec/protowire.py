@@ -8,7 +8,6 @@ field is a tag (number and kind) and its content; a number may come again, in an
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,17 +29,8 @@ class TooManyFieldsError(WireError):
     """More fields than the caller wants to look at."""
 
 
-class Field(NamedTuple):
-    """One field as it stands in the message."""
-
-    number: int
-    kind: int
-    start: int
-    """Its first byte."""
-    content_from: int
-    """The first byte after its tag, and after its length where it has one."""
-    end: int
-    """The first byte after it."""
+Field = tuple[int, int, int, int, int]
+"""Number, kind; its first byte, the first after its tag and length, the first after it. Plain, because there may be millions."""
 
 
 def walk(message: memoryview, most: int) -> Iterator[Field]:
@@ -53,14 +43,20 @@ def walk(message: memoryview, most: int) -> Iterator[Field]:
             count += 1
             if count > most:
                 raise TooManyFieldsError(f"more than {most} fields")
-            tag, position = _read_varint(message, position)
+            tag = message[position]
+            position += 1
+            if tag > 0x7F:
+                tag, position = _read_varint(message, start)
             kind = tag & 7
             content_from = position
             if kind == LENGTH:
-                length, content_from = _read_varint(message, position)
+                length = message[position]
+                content_from += 1
+                if length > 0x7F:
+                    length, content_from = _read_varint(message, position)
                 position = content_from + length
             elif kind == VARINT:
-                _, position = _read_varint(message, position)
+                position = _read_varint(message, position)[1]
             elif kind == FIXED32:
                 position += 4
             elif kind == FIXED64:
@@ -69,7 +65,7 @@ def walk(message: memoryview, most: int) -> Iterator[Field]:
                 raise WireError(f"byte {start} begins a field of kind {kind}")
             if position > end:
                 raise WireError(f"the field at byte {start} ends after the {end} bytes that there are")
-            yield Field(tag >> 3, kind, start, content_from, position)
+            yield tag >> 3, kind, start, content_from, position
     except IndexError:
         raise WireError(f"the field at byte {start} ends after the {end} bytes that there are") from None
 
@@ -82,13 +78,13 @@ def take_fields(message: memoryview, wanted: Collection[int], most: int) -> tupl
     taken: list[tuple[int, memoryview]] = []
     kept: list[memoryview] = []
     kept_from = 0
-    for field in walk(message, most):
-        if field.number in wanted:
-            if field.kind != LENGTH:
-                raise WireError(f"field {field.number} at byte {field.start} is a number")
-            taken.append((field.number, message[field.content_from : field.end]))
-            kept.append(message[kept_from : field.start])
-            kept_from = field.end
+    for number, kind, start, content_from, end in walk(message, most):
+        if number in wanted:
+            if kind != LENGTH:
+                raise WireError(f"field {number} at byte {start} is a number")
+            taken.append((number, message[content_from:end]))
+            kept.append(message[kept_from:start])
+            kept_from = end
     kept.append(message[kept_from:])
     return b"".join(kept), taken
 

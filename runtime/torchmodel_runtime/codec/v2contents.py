@@ -111,17 +111,17 @@ def add_contents(contents: InferTensorContents, array: np.ndarray, datatype: str
 def _elements(where: str, contents: Sequence[memoryview], datatype: str, limits: Limits) -> Iterator[memoryview]:
     """The content of each field, be it one element or a run of them; RequestError 400 for a field of another datatype."""
     home = _HOMES[datatype]
+    kinds = (home.kind, LENGTH)
     left = limits.max_json_elements
     for message in contents:
-        for field in protowire.walk(message, left):
+        for number, kind, start, content_from, end in protowire.walk(message, left):
             left -= 1
-            if field.number != home.number:
-                if field.number in _NAMES:
-                    raise invalid(f"{where}: has {_NAMES[field.number]}, {datatype} is sent in {home.name}")
-                continue  # of a later protocol
-            if field.kind not in (home.kind, LENGTH):
-                raise WireError(f"{home.name} at byte {field.start} is of another kind")
-            yield message[field.content_from : field.end]
+            if number == home.number:
+                if kind not in kinds:
+                    raise WireError(f"{home.name} at byte {start} is of another kind")
+                yield message[content_from:end]
+            elif number in _NAMES:
+                raise invalid(f"{where}: has {_NAMES[number]}, {datatype} is sent in {home.name}")
 
 
 def _join(where: str, contents: Sequence[memoryview], datatype: str, limits: Limits) -> memoryview | bytearray:

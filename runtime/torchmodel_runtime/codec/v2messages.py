@@ -41,8 +41,8 @@ MAX_FIELDS = 4096
 MAX_HEAD_BYTES = 65536
 """Names, shapes, parameters, id. The parser makes up to some fifty bytes of each."""
 
-HEAVY_BYTES = 16384
-"""Typed contents from here on may take some milliseconds to decode: BYTES 0.4 us an element, which has two bytes at least."""
+HEAVY_BYTES = 8192
+"""Typed contents from here on may take more than two milliseconds: BYTES half a microsecond an element, of two bytes or more."""
 
 _Parsed = TypeVar("_Parsed", bound=Message)
 
