@@ -188,8 +188,10 @@ def measure_flatness(
     workload = WORKLOADS["mlp"]
     with ready_server(workload, folder, overrides) as (server, url, bodies):
         right = list(load_in_pieces(server, url, bodies, requests))
-        wrong = [Reading(0, read_settled(server))]
-        statuses = send_malformed(url, malformed)
+        first = int(malformed * SETTLED_SHARE)  # starts the process that decodes what is large
+        statuses = send_malformed(url, first)
+        wrong = [Reading(first, read_settled(server))]
+        statuses += send_malformed(url, malformed - first)
         wrong.append(Reading(malformed, read_settled(server)))
         wait_ready(server, url, TARGETS[OURS].formats[workload.name], workload)  # it still answers what is right
     return {"requests": right, "malformed requests": wrong}, statuses
