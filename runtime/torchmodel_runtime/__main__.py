@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from torchmodel_runtime.circle import Circle, bury
 from torchmodel_runtime.config import (
     CONFIG_INVALID,
     EXIT_RETRYABLE,
@@ -32,7 +33,6 @@ from torchmodel_runtime.config import (
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.logs import configure_logs
 from torchmodel_runtime.processes import (
-    Circle,
     Handover,
     Membership,
     Siblings,
@@ -125,6 +125,7 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
 
     A process that joins others on the port opens it last, when it is ready.
     """
+    from torchmodel_runtime.metrics import add_up
     from torchmodel_runtime.ports.listener import Listener
     from torchmodel_runtime.ports.rest import RestPort
     from torchmodel_runtime.server import Server
@@ -136,6 +137,10 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     with tempfile.TemporaryDirectory(prefix="torchmodel-") as folder:
         membership = environment.membership or Membership(Path(folder), 0)
+        handover = None if membership.is_first else read_handover(membership.folder)
+        if handover is None and not membership.is_first:
+            logger.info("stopped", extra={"fields": {"reason": "the first process on this port is gone"}})
+            return 0
         server = Server(config)
         circle = Circle(membership, server.metrics.snapshot)
         listener = Listener(server, RestPort(server, circle.ask))
@@ -147,21 +152,25 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
         else:
             lifeline = asyncio.create_task(watch_lifeline(stop))  # noqa: F841, RUF006 - lives as long as this name does
         worker = ThreadWorker(loop)
-        loading = asyncio.create_task(_load(config, _find_room(environment, membership), worker))
+        loading = asyncio.create_task(_load(config, _find_room(environment, handover), worker))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         siblings: Siblings | None = None
-        if loading.done():
-            model = _take_over(loading.result(), membership)
+        if loading.done() and (loading.exception() is not None or not stop.is_set()):
+            model = _take_over(loading.result(), handover)
             server.serve(model, await _make_workers(model, worker, loop))
-            await circle.join()
+            if model.plan.processes > 1:
+                await circle.join()
             if not membership.is_first:
                 await listener.open(shared=True)
                 if grpc_port is not None:
                     await grpc_port.open(shared=True)
             elif model.plan.processes > 1:
                 siblings = Siblings(
-                    membership.folder, environment.config_text, Handover(plan=model.plan, report=model.report)
+                    membership.folder,
+                    environment.config_text,
+                    Handover(plan=model.plan, report=model.report),
+                    functools.partial(bury, membership.folder, add_up),
                 )
                 siblings.start(model.plan.processes - 1)
             logger.info(
@@ -181,19 +190,16 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
         return 0 if drained else 1
 
 
-def _find_room(environment: Environment, membership: Membership) -> Room:
+def _find_room(environment: Environment, handover: Handover | None) -> Room:
     """What this process may use; a sibling takes the first one's plan."""
     from torchmodel_runtime.startup import Room
 
-    plan = None if membership.is_first else read_handover(membership.folder).plan
-    return Room(cpus=environment.cpus, plan=plan)
+    return Room(cpus=environment.cpus, plan=handover.plan if handover is not None else None)
 
 
-def _take_over(model: LoadedModel, membership: Membership) -> LoadedModel:
+def _take_over(model: LoadedModel, handover: Handover | None) -> LoadedModel:
     """The first process' report, so that all processes of the port say the same."""
-    if membership.is_first:
-        return model
-    return dataclasses.replace(model, report=read_handover(membership.folder).report)
+    return model if handover is None else dataclasses.replace(model, report=handover.report)
 
 
 async def _make_workers(model: LoadedModel, worker: ThreadWorker, loop: asyncio.AbstractEventLoop) -> list[Worker]:

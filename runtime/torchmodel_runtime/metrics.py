@@ -186,6 +186,18 @@ _COMBINE: dict[str, Callable[[float, float], float]] = {"sum": lambda a, b: a + 
 
 def render(snapshots: Sequence[bytes]) -> bytes:
     """What the processes amount to, in the Prometheus text format. msgspec.DecodeError for what is no snapshot."""
+    return generate_latest(_Merged(*_merge(snapshots)))
+
+
+def add_up(snapshots: Sequence[bytes]) -> bytes:
+    """One snapshot of what processes that have ended leave behind: counters and histograms; a gauge ends with its process."""
+    values, histograms = _merge(snapshots)
+    kept = [(name, labels, value) for (name, labels), value in values.items() if BY_NAME[name].kind == "counter"]
+    summed = [(name, labels, counts, total) for (name, labels), (counts, total) in histograms.items()]
+    return msgspec.msgpack.encode(Snapshot(kept, summed))
+
+
+def _merge(snapshots: Sequence[bytes]) -> tuple[dict[Key, float], dict[Key, tuple[list[int], float]]]:
     values: dict[Key, float] = {}
     histograms: dict[Key, tuple[list[int], float]] = {}
     for snapshot in map(_decoder.decode, snapshots):
@@ -196,7 +208,7 @@ def render(snapshots: Sequence[bytes]) -> bytes:
             seen_counts, seen_total = histograms.get((name, labels), ([0] * len(counts), 0.0))
             added = [a + b for a, b in zip(seen_counts, counts, strict=True)]
             histograms[name, labels] = (added, seen_total + total)
-    return generate_latest(_Merged(values, histograms))
+    return values, histograms
 
 
 class _Merged(Collector):

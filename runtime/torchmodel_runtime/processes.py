@@ -5,8 +5,7 @@ and nothing stands between client and process. Each maps the same weights file, 
 take over what the first one decided and reported (`Handover`), so that all answer alike. They hold the reading end of a pipe:
 when the first one is gone, however it went, they drain and end.
 
-Every process listens on a Unix socket in a private folder and says its metrics there; the one that is scraped asks the
-others. `__main__` makes a `Siblings` in the first process and a `Circle` in every one.
+`__main__` makes a `Siblings` in the first process; what all of them say together is `circle`'s.
 """
 
 from __future__ import annotations
@@ -38,8 +37,6 @@ STEADY_S = 60.0
 """One that lived so long starts again with the first pause."""
 _ENDED_WELL = (0, -signal.SIGTERM)
 """Drained; or told to end before it had a handler for that, which is long before it opens the port and has anything to lose."""
-ASK_S = 0.5
-"""A sibling that does not say its metrics in this time is counted with what it said last: sums must not fall and rise again."""
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +57,10 @@ class Membership(msgspec.Struct, frozen=True):
         """True for the process that was started from outside."""
         return self.index == 0
 
+    def life_of(self, pid: int) -> str:
+        """A name for what this process is from its start to its end: the next in its place has another."""
+        return f"{self.index}-{pid}"
+
 
 def read_membership(environment: Mapping[str, str]) -> Membership | None:
     """None in the first process."""
@@ -67,15 +68,22 @@ def read_membership(environment: Mapping[str, str]) -> Membership | None:
     return Membership(Path(folder), int(index)) if folder else None
 
 
-def read_handover(folder: Path) -> Handover:
-    """What the first process wrote."""
-    return msgspec.json.decode((folder / "handover.json").read_bytes(), type=Handover)
+def read_handover(folder: Path) -> Handover | None:
+    """What the first process wrote; None when it is gone, and its folder with it."""
+    try:
+        return msgspec.json.decode((folder / "handover.json").read_bytes(), type=Handover)
+    except FileNotFoundError:
+        return None
 
 
 class Siblings:
     """The other processes, seen from the first."""
 
-    def __init__(self, folder: Path, config_text: bytes, handover: Handover) -> None:
+    def __init__(
+        self, folder: Path, config_text: bytes, handover: Handover, on_end: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """on_end: told the name of each life that ended (`Membership.life_of`)."""
+        self._on_end = on_end
         self._folder = folder
         self._config_text = config_text
         (folder / "handover.json").write_bytes(msgspec.json.encode(handover))
@@ -143,48 +151,14 @@ class Siblings:
             self._running[index] = process
             if self._stopping:  # `terminate` came while it was being made
                 _signal(process, signal.SIGTERM)
-            return await process.wait()
+            code = await process.wait()
+            self._on_end(Membership(self._folder, index).life_of(process.pid))
+            return code
         finally:
             self._running.pop(index, None)
             for end in (lifeline, held):
                 if end >= 0:
                     os.close(end)
-
-
-class Circle:
-    """All processes of the port, for what only all of them together can tell."""
-
-    def __init__(self, membership: Membership, say: Callable[[], bytes]) -> None:
-        self._membership = membership
-        self._say = say
-        self._server: asyncio.Server | None = None
-        self._last: dict[Path, bytes] = {}
-
-    async def join(self) -> None:
-        """Answer the others' questions from now on."""
-        path = self._path(self._membership.index)
-        path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._tell, path)
-
-    async def leave(self) -> None:
-        """Stop answering."""
-        if self._server is not None:
-            self._server.close()
-
-    async def ask(self) -> list[bytes]:
-        """What this process says, then what each of the others says, or said last."""
-        own = self._path(self._membership.index)
-        others = sorted(path for path in self._membership.folder.glob("*.sock") if path != own)
-        said = await asyncio.gather(*(_ask(path) for path in others))
-        self._last = {path: words or self._last.get(path, b"") for path, words in zip(others, said, strict=True)}
-        return [self._say(), *filter(None, self._last.values())]
-
-    def _path(self, index: int) -> Path:
-        return self._membership.folder / f"{index}.sock"
-
-    async def _tell(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(self._say())
-        writer.close()
 
 
 async def watch_lifeline(stop: asyncio.Event) -> None:
@@ -193,18 +167,6 @@ async def watch_lifeline(stop: asyncio.Event) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     await reader.read()
     stop.set()
-
-
-async def _ask(path: Path) -> bytes:
-    try:
-        async with asyncio.timeout(ASK_S):
-            reader, writer = await asyncio.open_unix_connection(path)
-            try:
-                return await reader.read()
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
-        return b""
 
 
 def _signal(process: Process, number: signal.Signals) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from testkit.models import linear_config, save_linear
 from testkit.runtime_process import RuntimeProcess
+from torchmodel_runtime.circle import SAY_S
 from torchmodel_runtime.config import Serving
+from torchmodel_runtime.processes import SIBLING_VARIABLE
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [0.5] * 10}]}
 COUNT = 2
@@ -69,10 +71,80 @@ def test_all_serve_and_say_the_same_and_metrics_add_up(server: RuntimeProcess) -
     assert json.loads(reports.pop())["parameters"]["parallelism"]["processes"] == COUNT
 
 
-def test_one_that_is_killed_comes_back_and_the_others_serve_on(server: RuntimeProcess) -> None:
+def kill_a_sibling(server: RuntimeProcess) -> None:
+    """And wait until its connections are gone with it."""
     victim = children_of(server.process.pid)[0]
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: not is_running(victim))
+
+
+def requests_total(server: RuntimeProcess) -> float:
+    return metric(server, r'torchmodel_requests_total\{[^}]*dialect="v2"[^}]*\}')
+
+
+def test_sums_stay_what_they_were_when_one_is_killed_and_when_it_is_back(server: RuntimeProcess) -> None:
+    for _ in range(40):
+        assert server.post("/v2/models/linear/infer", BODY)[0] == 200
+    assert requests_total(server) == 40
+    for lives in range(2):
+        kill_a_sibling(server)
+        for _ in range(10):
+            assert requests_total(server) == 40 + lives
+        wait_until(lambda: listeners(server.port) == COUNT)
+        for _ in range(10):
+            assert requests_total(server) == 40 + lives
+        assert metric(server, r"torchmodel_processes\{[^}]*\}") == COUNT
+        assert server.post("/v2/models/linear/infer", BODY)[0] == 200
+        assert requests_total(server) == 41 + lives
+
+
+def test_what_nobody_saw_is_kept_too_when_it_is_a_second_old(server: RuntimeProcess) -> None:
+    for _ in range(40):
+        assert server.post("/v2/models/linear/infer", BODY)[0] == 200
+    time.sleep(2 * SAY_S)
+    kill_a_sibling(server)
+    for _ in range(10):
+        assert requests_total(server) == 40
+
+
+def mappings(pid: int, name: str) -> dict[str, int]:
+    """Of the process's memory maps of files with that ending, in KiB, by smaps' fields (proc(5))."""
+    totals: dict[str, int] = {}
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(name)
+        elif inside and (found := re.match(r"(\w+): +(\d+) kB", line)):
+            totals[found[1]] = totals.get(found[1], 0) + int(found[2])
+    return totals
+
+
+def test_weights_are_in_memory_once(tmp_path: Path) -> None:
+    save_linear(tmp_path, features=2048, outputs=2048)
+    weights_kib = 2048 * 2048 * 4 >> 10
+    config = linear_config(tmp_path, features=2048, outputs=2048, serving=Serving(processes=COUNT))
+    with RuntimeProcess(config) as process:
+        process.wait_ready()
+        wait_until(lambda: listeners(process.port) == COUNT)
+        for pid in (process.process.pid, *children_of(process.process.pid)):
+            found = mappings(pid, "linear.safetensors")
+            assert found["Rss"] >= weights_kib, "all of them are mapped"
+            assert found["Private_Dirty"] == 0, "and none was written to"
+            assert found["Pss"] <= found["Rss"] / COUNT + 64, "the pages are the same in all"
+
+
+def test_one_that_finds_the_first_gone_ends_without_a_word_of_error(tmp_path: Path) -> None:
+    save_linear(tmp_path)
+    config = linear_config(tmp_path, serving=Serving(processes=COUNT))
+    sibling = {SIBLING_VARIABLE: f"{tmp_path / 'gone'}:1"}
+    with RuntimeProcess(config, environment=sibling) as process:
+        assert process.wait_exit() == 0
+        assert "Traceback" not in process.log
+        assert "the first process on this port is gone" in process.log
+
+
+def test_one_that_is_killed_comes_back_and_the_others_serve_on(server: RuntimeProcess) -> None:
+    kill_a_sibling(server)
     for _ in range(20):
         assert server.post("/v2/models/linear/infer", BODY)[0] == 200
     wait_until(lambda: listeners(server.port) == COUNT)
