@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -53,6 +53,12 @@ def check_names(where: str, given: Mapping[str, Any], specs: Sequence[TensorSpec
     missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
     raise invalid(f"{where}: missing {missing}, unknown {quote(unknown)}; this model has {expected}")
+
+
+def check_requested(count: int, outputs: Collection[str]) -> None:
+    """RequestError 400 for more outputs asked for than there are: each is answered once."""
+    if count > len(outputs):
+        raise invalid(f"outputs: {count} are asked for, this model has {len(outputs)}: {list(outputs)}")
 
 
 def check_rows(inputs: Arrays, signature: Signature) -> None:

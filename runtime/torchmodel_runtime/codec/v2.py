@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from torchmodel_runtime.codec import parameters
-from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows, select_outputs
+from torchmodel_runtime.codec.decoded import Decoded, check_names, check_requested, check_rows, select_outputs
 from torchmodel_runtime.codec.jsontensors import check_json_elements, decode_data, decode_json
 from torchmodel_runtime.codec.plan import Flat, Plan
 from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
@@ -229,10 +229,7 @@ def _decode_raw_mode(body: bytes | memoryview, plan: Plan) -> Decoded:
 
 def _read_outputs(requested: list[_RequestedOutput], decoded: Decoded, plan: Plan) -> None:
     """Which outputs, and which of them in binary form."""
-    if len(requested) > len(plan.outputs):
-        raise invalid(
-            f"outputs: {len(requested)} are asked for, this model has {len(plan.outputs)}: {list(plan.outputs)}"
-        )
+    check_requested(len(requested), plan.outputs)
     for output in requested:
         if output.name not in plan.outputs:
             raise invalid(

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from torchmodel_runtime.codec import parameters
-from torchmodel_runtime.codec.decoded import Decoded, check_names, check_rows, select_outputs
+from torchmodel_runtime.codec.decoded import Decoded, check_names, check_requested, check_rows, select_outputs
 from torchmodel_runtime.codec.plan import Plan
 from torchmodel_runtime.codec.protowire import WireError, take_fields, write_field
 from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
@@ -97,6 +97,7 @@ def decode(call: Call, plan: Plan) -> Decoded:
         decoded.parameters = _read_parameters(request.parameters)
         parameters.check_request(decoded.parameters)
     if request.outputs:
+        check_requested(len(request.outputs), plan.outputs)
         decoded.outputs = [_read_output(output, plan) for output in request.outputs]
     return decoded
 
