@@ -21,7 +21,9 @@ WORKDIR /requirements
 COPY pyproject.toml constraints.txt ./
 RUN python -c 'import pathlib, re, tomllib; \
     project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]; \
-    lists = {f"{extra}.txt": project["dependencies"] + project["optional-dependencies"][extra] for extra in ("operator", "runtime")}; \
+    wanted = {"operator": ["operator"], "runtime": ["runtime", "grpc"]}; \
+    needs = project["optional-dependencies"]; \
+    lists = {f"{image}.txt": sum((needs[extra] for extra in extras), project["dependencies"]) for image, extras in wanted.items()}; \
     pins = pathlib.Path("constraints.txt").read_text().splitlines(); \
     lists["torch.txt"] = [pin for pin in pins if re.match(r"(torch|triton|nvidia-.*|cuda-.*)==", pin)]; \
     [pathlib.Path(name).write_text("\n".join(lines)) for name, lines in lists.items()]'

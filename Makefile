@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CRD_FILES := crds/torchmodels.yaml charts/torchmodel-operator/templates/crds/torchmodels.yaml
 
-.PHONY: help demo test check unit service api e2e cluster cluster-down crds format clean
+.PHONY: help demo test check unit service api e2e cluster cluster-down crds proto format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ crds: $(STAMP)  ## regenerate what is derived: the CRD, the chart's copy, the pl
 	$(BIN)/python -m torchmodel_operator.crd $(CRD_FILES)
 	tests/cluster/build_tools.sh helm
 	HELM=$$(tests/cluster/build_tools.sh --dir)/helm $(BIN)/python install/render.py
+
+proto: $(STAMP)  ## regenerate the gRPC messages from their .proto files
+	$(BIN)/python -m grpc_tools.protoc --proto_path=runtime --python_out=runtime --pyi_out=runtime runtime/torchmodel_runtime/protos/*.proto
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

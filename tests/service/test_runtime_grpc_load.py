@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -219,6 +220,20 @@ def test_from_the_first_moment_it_tells_that_it_is_not_ready(tmp_path: Path) -> 
         assert next(told).status == HealthCheckResponse.NOT_SERVING
         assert list(told) == []
         assert server.wait_exit(20) == 0
+
+
+def test_grpc_s_own_retries_go_by_what_a_refusal_says(tmp_path: Path) -> None:
+    """A call that comes while the model loads is refused, waits as long as it was told to, and is answered."""
+    save_linear(tmp_path)
+    policy = {"maxAttempts": 5, "initialBackoff": "0.001s", "maxBackoff": "0.001s", "backoffMultiplier": 1}
+    policy["retryableStatusCodes"] = ["UNAVAILABLE"]
+    service = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    config = linear_config(tmp_path, serving=Serving(grpc=ENABLED, processes=1))
+    with RuntimeProcess(config) as server, GrpcClient(server, ("grpc.service_config", service)) as client:
+        assert check(client) == HealthCheckResponse.NOT_SERVING
+        assert client.infer(make_request(ROW)).outputs
+        assert 1 <= answered(server, 503) < 5, "with a back-off of a millisecond the attempts would have been used up"
+        assert answered(server, 200) == 1
 
 
 class Asking:

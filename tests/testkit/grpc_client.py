@@ -35,8 +35,10 @@ class Refusal(NamedTuple):
 class GrpcClient:
     """A connection of its own."""
 
-    def __init__(self, server: RuntimeProcess) -> None:
+    def __init__(self, server: RuntimeProcess, *more: tuple[str, Any]) -> None:
+        """more: options of the channel."""
         options = [
+            *more,
             ("grpc.use_local_subchannel_pool", 1),  # else all clients of a process share one connection
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),

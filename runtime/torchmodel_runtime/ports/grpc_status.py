@@ -43,7 +43,7 @@ _Request = TypeVar("_Request", bound=Message)
 
 
 def code_of(status: int) -> grpc.StatusCode:
-    """gRPC's code for the status that the same error has over HTTP (gRPC, "HTTP to gRPC Status Code Mapping")."""
+    """gRPC's code for the status that the same error has over HTTP (docs/design/0003-grpc-as-a-dialect.md)."""
     if status in _CODES:
         return _CODES[status]
     return grpc.StatusCode.INVALID_ARGUMENT if status < 500 else grpc.StatusCode.INTERNAL
