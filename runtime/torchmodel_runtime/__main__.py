@@ -26,8 +26,10 @@ from torchmodel_runtime.circle import Circle, bury
 from torchmodel_runtime.config import (
     CONFIG_INVALID,
     EXIT_RETRYABLE,
+    MODEL_BROKEN,
     SERVER_CONFIG_VARIABLE,
     WARM_UP_FAILED,
+    Failure,
     ServerConfig,
 )
 from torchmodel_runtime.errors import StartError
@@ -55,6 +57,14 @@ logger = logging.getLogger("torchmodel_runtime")
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """mallopt(3); 4 GiB: practically never map, practically never give back."""
+
+
+BROKEN = Failure(
+    reason=MODEL_BROKEN,
+    message="the model failed for good: after a request that it failed on, it failed on the row that it answered at warm-up too",
+    next_step="The server's log has both tracebacks. After an error of a GPU only a new process helps, and one is started; "
+    "if it comes again, look at what the request was.",
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
         siblings: Siblings | None = None
         if loading.done() and (loading.exception() is not None or not stop.is_set()):
             model = _take_over(loading.result(), handover)
-            server.serve(model, await _make_workers(model, worker, loop))
+            server.serve(model, await _make_workers(model, worker, loop), on_broken=stop.set)
             if model.plan.processes > 1:
                 await circle.join()
             if not membership.is_first:
@@ -187,6 +197,9 @@ async def serve(environment: Environment, config: ServerConfig) -> int:
         if siblings is not None:
             drained = await siblings.wait(config.serving.drain_timeout_seconds) and drained
         logger.info("stopped", extra={"fields": {"drained": drained}})
+        if server.is_broken:
+            write_termination_log(BROKEN, environment.termination_log)
+            return EXIT_RETRYABLE
         return 0 if drained else 1
 
 

@@ -50,6 +50,11 @@ class Runner(Protocol):
         """Most bytes of inputs in one call now, `BatchRules.max_batch_bytes` or less; 0: no bound."""
         ...
 
+    @property
+    def is_broken(self) -> bool:
+        """True once it can answer nothing any more."""
+        ...
+
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
         """Answer each request, in order; an exception stands for the request that the model failed on."""
         ...
@@ -127,9 +132,12 @@ class Batcher:
         serving: Serving,
         rules: BatchRules,
         metrics: Metrics,
+        on_broken: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """clock: seconds of the clock that deadlines are told by; the event loop's timers must go by the same."""
+        """on_broken: told, perhaps more than once, that a runner can answer nothing any more. clock: seconds of the clock that
+        deadlines are told by; the event loop's timers must go by the same."""
+        self._on_broken = on_broken
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._seats = [_Seat(runner, worker) for runner, worker in seats]
@@ -361,6 +369,8 @@ class Batcher:
             if isinstance(answer, Exception):
                 self._metrics.count_engine_error("request")
                 self._fail(piece, answer)
+                if seat.runner.is_broken:
+                    self._on_broken()
             else:
                 _answer(piece, answer)
 

@@ -470,6 +470,8 @@ STATE_DICT_MISMATCH = "StateDictMismatch"
 WARM_UP_FAILED = "WarmUpFailed"
 DEVICE_UNAVAILABLE = "DeviceUnavailable"
 OUT_OF_MEMORY = "OutOfMemory"
+MODEL_BROKEN = "ModelBroken"
+"""The module failed for good while it served."""
 INTERNAL_ERROR = "InternalError"
 
 LoadSafety = Literal["weights-only", "code"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
@@ -61,6 +61,8 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self._admitting = True
+        self.is_broken = False
+        """The model has failed for good."""
         self.turned = asyncio.Event()
         """Set when `ready` changes; there is a new one then."""
         self.metrics.watch("torchmodel_ready", lambda: self.ready)
@@ -68,10 +70,22 @@ class Server:
         self.metrics.watch("torchmodel_in_flight_bytes", lambda: self.budget.held_bytes)
         self.metrics.watch("torchmodel_in_flight_bytes_limit", lambda: self.budget.max_bytes)
 
-    def serve(self, model: LoadedModel, workers: Sequence[Worker]) -> None:
-        """The model is loaded, warm and proven: take requests."""
+    def serve(
+        self, model: LoadedModel, workers: Sequence[Worker], on_broken: Callable[[], None] = lambda: None
+    ) -> None:
+        """The model is loaded, warm and proven: take requests.
+
+        on_broken: told when it has failed for good. By then nothing is admitted any more, and only a new process helps.
+        """
+
+        def give_up() -> None:
+            if not self.is_broken:
+                self.is_broken, self._admitting = True, False
+                self._turn(ready=False)
+                on_broken()
+
         self._batcher = Batcher(
-            list(zip(model.runners, workers, strict=True)), self.config.serving, model.rules, self.metrics
+            list(zip(model.runners, workers, strict=True)), self.config.serving, model.rules, self.metrics, give_up
         )
         task = model.task
         self.plan = codec.make_plan(self.config.name, VERSION, task.signature, task.media, self.config.serving)
@@ -86,7 +100,7 @@ class Server:
     async def withdraw(self) -> None:
         """Not ready any more; serves on for drainDelaySeconds, so that nothing is refused while clients still come."""
         self._turn(ready=False)
-        if self.model is not None:
+        if self.model is not None and not self.is_broken:
             await asyncio.sleep(self.config.drain_delay_seconds)
 
     async def drain(self, closing: Awaitable[None] | None = None) -> bool:

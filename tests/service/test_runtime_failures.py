@@ -6,6 +6,7 @@ That each defect is told apart is tested in tests/unit/test_runtime_startup.py, 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from torchmodel_runtime.config import (
     ServerConfig,
     Serving,
 )
+from torchmodel_runtime.engine.pulse import INTERVAL_S as PULSE_INTERVAL_S
 
 
 def no_receipt(folder: Path) -> ServerConfig:
@@ -156,3 +158,43 @@ def test_a_model_that_calls_sys_exit_fails_its_own_request_and_the_server_goes_o
         server.wait_ready()
         assert server.post("/v1/models/linear:predict", {"instances": [[666.0] * 10]})[0] == 500
         assert server.post("/v1/models/linear:predict", {"instances": [[1.0] * 10]})[0] == 200
+
+
+MORTAL = """
+import torch
+
+class Mortal(torch.nn.Linear):
+    # 666 is poison; 777 is the end, as a device-side assert is on a GPU
+    dead = False
+    def forward(self, x):
+        self.dead = self.dead or bool((x[:, 0] == 777).any())
+        if self.dead or (x[:, 0] == 666).any():
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().forward(x)
+"""
+
+
+def test_a_model_that_fails_for_good_ends_its_process_so_that_another_is_started(tmp_path: Path) -> None:
+    save_linear(tmp_path)
+    config = linear_config(
+        tmp_path,
+        architecture=Architecture(entrypoint="nets:Mortal", kwargs={"in_features": 10, "out_features": 1}),
+        code=CodeFile(inline=MORTAL),
+        security=Security(allow_code_execution=True),
+        serving=Serving(processes=1),
+        drain_delay_seconds=30,
+    )
+
+    def ask(first: float) -> int:
+        return server.post("/predictions/linear", [[first] + [0.5] * 9])[0]
+
+    with RuntimeProcess(config) as server:
+        server.wait_ready()
+        assert [ask(first) for first in (1, 666, 1)] == [200, 500, 200]
+        time.sleep(PULSE_INTERVAL_S)
+        assert ask(777) == 500
+        assert server.wait_exit() == EXIT_RETRYABLE
+        failure = server.failure()
+        assert failure is not None
+        assert failure.reason == "ModelBroken"
+        assert "the module fails on the row that it answered at warm-up" in server.log

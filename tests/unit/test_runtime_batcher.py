@@ -40,6 +40,7 @@ class Doubler:
 
     max_rows = 4
     max_bytes = 0
+    is_broken = False
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -70,6 +71,7 @@ class Played:
     ) -> None:
         self.workers, self.runner = [PlayedWorker() for _ in range(seats)], Doubler()
         self.worker = self.workers[0]
+        self.told: list[str] = []
         self.metrics = Metrics("m")
         serving = Serving(queue=Queue(max_rows=max_rows, max_bytes=max_bytes))
         self.batcher = Batcher(
@@ -77,6 +79,7 @@ class Played:
             serving,
             BatchRules(max_batch_rows, sizes=sizes, depth=depth),
             self.metrics,
+            on_broken=lambda: self.told.append("broken"),
         )
 
     def submit(self, *parts: Arrays, timeout_s: float = 60) -> asyncio.Task[list[Arrays]]:
@@ -114,6 +117,18 @@ async def test_a_failing_request_fails_alone() -> None:
     assert (await good)[0][0].tolist() == [2]
     with pytest.raises(RequestError, match="the model failed"):
         await poisoned
+
+
+async def test_a_runner_that_is_broken_is_told_of_and_one_that_only_failed_is_not() -> None:
+    played = Played()
+    for is_broken in (False, True):
+        played.runner.is_broken = is_broken
+        poisoned = played.submit(part(666))
+        await settle()
+        await played.worker.finish()
+        with pytest.raises(RequestError, match="the model failed"):
+            await poisoned
+        assert played.told == ["broken"] * is_broken
 
 
 async def test_an_engine_error_fails_its_batch_and_the_next_is_served() -> None:

@@ -19,6 +19,7 @@ from torchmodel_runtime.config import TensorSpec
 from torchmodel_runtime.engine.failures import LOG_INTERVAL_S, FailureLog, halving_budget, isolate
 from torchmodel_runtime.engine.forward import Engine
 from torchmodel_runtime.engine.memory import Bounds, max_batch_bytes
+from torchmodel_runtime.engine.pulse import Pulse
 from torchmodel_runtime.errors import RequestError
 from torchmodel_runtime.tasks import ModuleCall
 from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays
@@ -201,6 +202,59 @@ def test_a_batch_that_fails_only_as_a_batch_is_answered_and_said(caplog: pytest.
     answers = make_engine(Lonely()).run([rows_of(1), rows_of(2)])
     assert [answer[0][0, 0] for answer in answers] == [1, 2]  # type: ignore[index]
     assert "a batch failed, its requests apart did not" in caplog.text
+
+
+class Mortal(torch.nn.Module):
+    """666 is poison; 777 is the end, as a device-side assert is on a GPU."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.is_dead = error, False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.is_dead = self.is_dead or bool((x[:, 0] == 777).any())
+        if self.is_dead or (x[:, 0] == 666).any():
+            raise self.error
+        return x
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "is_broken"),
+    [
+        (RuntimeError("CUDA error: device-side assert triggered"), 777, True),
+        (RuntimeError("CUDA error: device-side assert triggered"), 666, False),
+        (GPU_ERROR, 777, False),
+    ],
+    ids=["for good", "on this request", "memory that ran out is no end"],
+)
+def test_a_module_that_fails_on_what_it_answered_at_warm_up_is_broken(
+    error: Exception, first: float, is_broken: bool
+) -> None:
+    engine = make_engine(Mortal(error))
+    engine.watch(rows_of(1))
+    answers = engine.run([rows_of(1), rows_of(first), rows_of(2)])
+    assert isinstance(answers[1], RequestError)
+    assert engine.is_broken is is_broken
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "failures_s", "checks_s"),
+    [(0.0, [100, 100.5, 100.9, 101, 101.1], [100, 101]), (2.0, [100, 141.9, 142], [100, 142])],
+    ids=["once a second", "less often where that takes long"],
+)
+def test_failures_cost_few_checks_of_the_pulse(takes_s: float, failures_s: list[float], checks_s: list[float]) -> None:
+    now_s, checked_s = [0.0], list[float]()
+
+    def compute(_: Arrays) -> None:
+        checked_s.append(now_s[0])
+        now_s[0] += takes_s
+
+    pulse = Pulse(lambda: now_s[0])
+    pulse.row = rows_of(1)
+    for failure_s in failures_s:
+        now_s[0] = failure_s
+        pulse.feel(ValueError(), compute)
+    assert checked_s == checks_s
 
 
 def test_ten_thousand_failures_are_one_traceback_and_a_number(caplog: pytest.LogCaptureFixture) -> None:

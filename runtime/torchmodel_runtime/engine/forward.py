@@ -25,6 +25,7 @@ from torchmodel_runtime.engine.conversion import check_output, select_outputs, t
 from torchmodel_runtime.engine.devices import is_out_of_memory
 from torchmodel_runtime.engine.failures import FailureLog, isolate
 from torchmodel_runtime.engine.memory import Bounds, bytes_per_row
+from torchmodel_runtime.engine.pulse import Pulse
 from torchmodel_runtime.engine.transfer import CudaLane
 from torchmodel_runtime.errors import StartError
 from torchmodel_runtime.tasks import ModuleCall
@@ -50,6 +51,7 @@ class Engine:
         self._float_dtype = _only_float_dtype(module)
         self._copies_inputs = self._copies_outputs = False
         self._log = FailureLog()
+        self._pulse = Pulse()
         self._lane = CudaLane(device) if device.type == "cuda" else None
 
     @property
@@ -65,6 +67,11 @@ class Engine:
     def max_bytes(self) -> int:
         """Most bytes of inputs in one call, 0: no bound; less once memory ran out on rows larger than usual."""
         return self.bounds.max_bytes
+
+    @property
+    def is_broken(self) -> bool:
+        """True once the module has failed for good: this process can answer nothing any more."""
+        return self._pulse.is_gone
 
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
         """Outputs for each request, its rows first; a RequestError for one that the module fails on.
@@ -119,6 +126,7 @@ class Engine:
             second = self._call_tensors(again, mask, rows)
             places = {tensor.untyped_storage().data_ptr() for tensor in first} - {0}
             self._copies_outputs = any(tensor.untyped_storage().data_ptr() in places for tensor in second)
+            self._pulse.row = [array.copy() for array in inputs] if rows == 1 else []
             return [to_array(tensor.clone()) for tensor in second]
 
     def replicate(self) -> Engine:
@@ -132,6 +140,8 @@ class Engine:
         twin = copy.copy(self)
         with torch.inference_mode():  # what forward left on the module was made in it
             twin._module = copy.deepcopy(self._module, shared)
+        twin._pulse = Pulse()
+        twin._pulse.row = self._pulse.row
         return twin
 
     def state_versions(self) -> dict[str, int]:
@@ -161,6 +171,7 @@ class Engine:
             return self.forward(request)
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to this request
             self._log.record(error, time.monotonic())
+            self._pulse.feel(error, self.forward)
             return errors.model_out_of_memory() if is_out_of_memory(error) else errors.model_failed()
 
     def _forward_in_slices(self, inputs: Arrays, mask: np.ndarray | None, limit: int, lowered: bool = False) -> Arrays:

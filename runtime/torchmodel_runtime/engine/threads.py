@@ -56,6 +56,11 @@ class SharingRunner:
         """The engine's own."""
         return self._engine.max_bytes
 
+    @property
+    def is_broken(self) -> bool:
+        """The engine's own."""
+        return self._engine.is_broken
+
     def run(self, requests: Sequence[Arrays]) -> list[Arrays | Exception]:
         """The engine's answers."""
         self._share.begin()
