@@ -183,9 +183,9 @@ def check_protowire(data: bytes) -> None:
     except protowire.WireError:
         fields = []
     position = 0
-    for field in fields:
-        promise(field.start == position and field.content_from <= field.end <= len(data), field)
-        position = field.end
+    for _, _, start, content_from, end in fields:
+        promise(start == position and content_from <= end <= len(data), (start, content_from, end))
+        position = end
     promise(not fields or position == len(data), position)
     try:
         numbers = protowire.decode_numbers(data, protowire.count_numbers(data))
