@@ -12,26 +12,22 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-
-import numpy as np
 
 from torchmodel_runtime import errors
 from torchmodel_runtime.admission import Admission, Load
-from torchmodel_runtime.batching import BatchWindow, Entry
+from torchmodel_runtime.batching import BatchWindow
 from torchmodel_runtime.batchrules import BatchRules
 from torchmodel_runtime.config import Serving
 from torchmodel_runtime.costmodel import CostModel
 from torchmodel_runtime.metrics import Metrics
 from torchmodel_runtime.telemetry import Observation
 from torchmodel_runtime.tensors import Arrays
+from torchmodel_runtime.tickets import OnDone, Piece, Ticket, answer_piece, cut, measure
 from torchmodel_runtime.workers import Worker
 
 logger = logging.getLogger(__name__)
-
-_ONE = [1]
-"""One part that became one piece."""
 
 TIMER_SLACK_S = 0.002
 """uvloop counts milliseconds: a timer without it may ring before the deadline and find nothing to do."""
@@ -60,52 +56,12 @@ class Runner(Protocol):
         ...
 
 
-OnDone = Callable[[list[Arrays], "Exception | None"], None]
-"""Told once, on the event loop: the module's outputs for each part, or why there are none (then the list is empty)."""
-
-
-class Ticket:
-    """One request on its way: who is told when all of its pieces are computed, or one failed."""
-
-    __slots__ = ("counts", "is_open", "missing", "on_done", "pieces", "results", "seen")
-
-    def __init__(self, pieces: list[_Piece], counts: list[int], seen: Observation | None) -> None:
-        self.pieces = pieces
-        self.counts = counts
-        """How many pieces each part became."""
-        self.missing = len(pieces)
-        self.results: list[Any] = [None] * self.missing
-        self.seen = seen
-        """Where it is written down when its first batch began, and what that was."""
-        self.is_open = True
-        """Somebody waits for it still."""
-        self.on_done: OnDone
-
-    def close(self) -> None:
-        """Nobody waits any more. What it refers to refers to it, which would be the garbage collector's work."""
-        self.is_open = False
-        self.pieces = []
-        del self.on_done
-
-
-class _Piece(Entry):
-    """Rows of one request that go through the module together."""
-
-    __slots__ = ("index", "inputs", "ticket")
-
-    def __init__(self, inputs: Arrays, rows: int, size_bytes: int, key: Hashable) -> None:
-        super().__init__(rows, size_bytes // (rows or 1), key, 0.0, math.inf)
-        self.inputs = inputs
-        self.index = 0
-        self.ticket: Ticket
-
-
 class _Batch:
     """Pieces on their way through a worker."""
 
     __slots__ = ("finish_s", "loaded", "pieces")
 
-    def __init__(self, pieces: list[_Piece], finish_s: float, loaded: bool) -> None:
+    def __init__(self, pieces: list[Piece], finish_s: float, loaded: bool) -> None:
         self.pieces = pieces
         self.finish_s = finish_s
         """Predicted."""
@@ -146,7 +102,7 @@ class Batcher:
         self._metrics = metrics
         self._cost = CostModel(rules.max_rows)
         self._admission = Admission(serving.queue, self._cost, len(self._seats))
-        self._window: BatchWindow[_Piece] = BatchWindow(
+        self._window: BatchWindow[Piece] = BatchWindow(
             rules, serving.batching.max_delay_milliseconds / 1000, self._cost
         )
         self._soon: asyncio.Handle | None = None
@@ -189,7 +145,7 @@ class Batcher:
         timeout_s = deadline_s - now_s
         if timeout_s <= 0:
             raise errors.timed_out(deadline_s - (now_s if seen is None else seen.started_s))
-        counts, pieces = self._cut(parts)
+        counts, pieces = cut(parts, self._rules, self._most_rows)
         rows = self._admit(pieces, now_s, timeout_s)
         if seen is not None:
             seen.rows = rows
@@ -232,30 +188,6 @@ class Batcher:
 
     # --- in ---
 
-    def _cut(self, parts: Sequence[Arrays]) -> tuple[list[int], list[_Piece]]:
-        """Pieces of at most a batch's bytes and of a proven number of rows; with it, how many of them each part became."""
-        if len(parts) == 1 and len(parts[0]) == 1 and len(parts[0][0]) == 1:  # one row of one tensor: most requests
-            array = parts[0][0]
-            return _ONE, [_Piece(parts[0], 1, array.nbytes, batch_key(parts[0], self._rules.padded_inputs))]
-        pieces: list[_Piece] = []
-        counts = []
-        for part in parts:
-            rows = len(part[0])
-            size_bytes = part[0].nbytes if len(part) == 1 else sum([array.nbytes for array in part])
-            key = batch_key(part, self._rules.padded_inputs)
-            if rows <= 1 or rows == self._rules.fit(min(rows, most := self._most_rows(size_bytes // rows))):
-                pieces.append(_Piece(part, rows, size_bytes, key))
-                counts.append(1)
-                continue
-            before, start = len(pieces), 0
-            while start < rows:
-                end = start + self._rules.fit(min(rows - start, most))
-                cut = [array[start:end] for array in part]
-                pieces.append(_Piece(cut, len(cut[0]), sum([array.nbytes for array in cut]), key))
-                start = end
-            counts.append(len(pieces) - before)
-        return counts, pieces
-
     def _most_rows(self, row_bytes: int) -> int:
         """Most rows of that size in a batch on every seat, now; one at least."""
         most = min(self._rules.max_rows, *[seat.runner.max_rows for seat in self._seats])
@@ -268,7 +200,7 @@ class Batcher:
         """Most bytes in a batch on every seat, now; 0: no bound."""
         return min(filter(None, [seat.runner.max_bytes for seat in self._seats]), default=0)
 
-    def _admit(self, pieces: list[_Piece], now_s: float, timeout_s: float) -> int:
+    def _admit(self, pieces: list[Piece], now_s: float, timeout_s: float) -> int:
         """Rows of the request, which may wait."""
         rows, size_bytes = pieces[0].rows, pieces[0].rows * pieces[0].row_bytes
         for piece in pieces[1:]:
@@ -333,9 +265,9 @@ class Batcher:
         self._schedule()  # computed already, on the event loop itself: others have their turn before the next
         return False
 
-    def _hand_over(self, seat: _Seat, pieces: list[_Piece], loaded: bool, now_s: float) -> None:
+    def _hand_over(self, seat: _Seat, pieces: list[Piece], loaded: bool, now_s: float) -> None:
         before_s = seat.batches[-1].finish_s if seat.batches else now_s
-        rows, padded_bytes = _size(pieces)
+        rows, padded_bytes = measure(pieces)
         batch = _Batch(pieces, max(now_s, before_s) + self._cost.seconds(rows, padded_bytes), loaded)
         seat.batches.append(batch)
         observe = self._metrics.queue_wait_s.observe
@@ -372,11 +304,11 @@ class Batcher:
                 if seat.runner.is_broken:
                     self._on_broken()
             else:
-                _answer(piece, answer)
+                answer_piece(piece, answer)
 
-    def _learn(self, computed: list[_Piece], answers: list[Arrays | Exception], seconds: float, loaded: bool) -> None:
+    def _learn(self, computed: list[Piece], answers: list[Arrays | Exception], seconds: float, loaded: bool) -> None:
         """Note down what the batch was and took, for the metrics, the requests' logs and the cost model."""
-        rows, padded_bytes = _size(computed)
+        rows, padded_bytes = measure(computed)
         self._metrics.batch_rows.observe(rows)
         self._metrics.compute_s.observe(seconds)
         useful_bytes = 0
@@ -414,14 +346,14 @@ class Batcher:
         if next_s < math.inf:
             self._set_alarm(next_s, now_s)
 
-    def _fail_expired(self, pieces: list[_Piece]) -> None:
+    def _fail_expired(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             seen = piece.ticket.seen
             self._fail(
                 piece, errors.timed_out(piece.deadline_s - (piece.arrived_s if seen is None else seen.started_s))
             )
 
-    def _fail(self, piece: _Piece, error: Exception) -> None:
+    def _fail(self, piece: Piece, error: Exception) -> None:
         """The request fails as a whole: the rest of it leaves the queue."""
         ticket = piece.ticket
         if ticket.is_open:
@@ -430,17 +362,7 @@ class Batcher:
             on_done([], error)
 
 
-def batch_key(inputs: Arrays, padded_inputs: tuple[int, ...] = ()) -> Hashable:
-    """What must be equal for two requests to share a batch: each input's dtype and tail shape, its length left out where it is
-    padded."""
-    if len(inputs) == 1 and not padded_inputs:
-        return inputs[0].shape[1:], inputs[0].dtype
-    return tuple(
-        [(array.shape[2 if index in padded_inputs else 1 :], array.dtype) for index, array in enumerate(inputs)]
-    )
-
-
-def _run(runner: Runner, pieces: list[_Piece]) -> tuple[list[_Piece], list[Arrays | Exception], float]:
+def _run(runner: Runner, pieces: list[Piece]) -> tuple[list[Piece], list[Arrays | Exception], float]:
     """In the worker: compute what somebody waits for still. The pieces computed, an answer for each, the seconds it took."""
     wanted = [piece for piece in pieces if piece.ticket.is_open]
     if not wanted:
@@ -448,38 +370,6 @@ def _run(runner: Runner, pieces: list[_Piece]) -> tuple[list[_Piece], list[Array
     started_s = time.perf_counter()
     answers = runner.run([piece.inputs for piece in wanted])
     return wanted, answers, time.perf_counter() - started_s
-
-
-def _answer(piece: _Piece, outputs: Arrays) -> None:
-    """A piece is done; the request with its last."""
-    ticket = piece.ticket
-    ticket.results[piece.index] = outputs
-    ticket.missing -= 1
-    if not ticket.missing and ticket.is_open:
-        results, on_done = ticket.results, ticket.on_done
-        ticket.close()
-        on_done(results if len(results) == len(ticket.counts) else _join(results, ticket.counts), None)
-
-
-def _join(results: list[Arrays], counts: list[int]) -> list[Arrays]:
-    """One list of outputs for each part again; counts: how many pieces each part became."""
-    remaining = iter(results)
-    parts = [[next(remaining) for _ in range(count)] for count in counts]
-    return [
-        part[0] if len(part) == 1 else [np.concatenate(column) for column in zip(*part, strict=True)] for part in parts
-    ]
-
-
-def _size(pieces: list[_Piece]) -> tuple[int, int]:
-    """Rows, and input bytes with every row as long as the longest."""
-    if len(pieces) == 1:
-        return pieces[0].rows, pieces[0].rows * pieces[0].row_bytes
-    rows = longest = 0
-    for piece in pieces:
-        rows += piece.rows
-        if piece.row_bytes > longest:
-            longest = piece.row_bytes
-    return rows, rows * longest
 
 
 def _held(seat: _Seat) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from torchmodel_runtime import codec
-from torchmodel_runtime.batcher import Batcher, Ticket
+from torchmodel_runtime.batcher import Batcher
 from torchmodel_runtime.codec import Decoded
 from torchmodel_runtime.deadlines import choose_timeout_s
 from torchmodel_runtime.exchange import Answer, Call
@@ -20,6 +20,7 @@ from torchmodel_runtime.server import Server
 from torchmodel_runtime.startup import LoadedModel
 from torchmodel_runtime.tasks import Work
 from torchmodel_runtime.tensors import Arrays
+from torchmodel_runtime.tickets import Ticket
 
 Reply = Callable[[Answer], None]
 
