@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 from typing import Any
 
 import pytest
-from torchmodel_runtime.workers import InlineWorker, Job, OnDone
+from torchmodel_runtime.workers import InlineWorker, Job, OnDone, ThreadWorker
 
 WARM_UP_BYTES = 1000
 
@@ -93,12 +93,15 @@ def test_a_module_that_sleeps_again_and_again_moves() -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [10, 10_000], ids=["on the event loop", "in the thread"])
-def test_what_the_job_raises_is_handed_over(size_bytes: int) -> None:
-    def fail() -> None:
-        raise SystemExit(7)
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), SystemExit(7), KeyboardInterrupt()], ids=lambda error: type(error).__name__
+)
+async def test_what_a_job_raises_is_told_and_not_raised(error: BaseException, size_bytes: int) -> None:
+    told: asyncio.Future[tuple[Any, BaseException | None]] = asyncio.get_running_loop().create_future()
 
-    outcomes: list[tuple[Any, BaseException | None]] = []
-    collect: Callable[[Any, BaseException | None], None] = lambda *outcome: outcomes.append(outcome)  # noqa: E731
-    Played().worker.start(fail, collect, size_bytes)
-    assert outcomes[0][0] is None
-    assert isinstance(outcomes[0][1], SystemExit)
+    def job() -> None:
+        raise error
+
+    worker = InlineWorker(ThreadWorker(asyncio.get_running_loop()), WARM_UP_BYTES)
+    worker.start(job, lambda *outcome: told.set_result(outcome), size_bytes)
+    assert await told == (None, error)
