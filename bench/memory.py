@@ -30,7 +30,7 @@ from typing import Any
 import machine
 from launch import save_model, serving
 from load import require_wrk, run_wrk, wait_ready, write_bodies
-from malformed import MALFORMED, Malformed
+from malformed import ask, make_malformed
 from processes import Memory, ServerProcess
 from report import markdown_table, replace_section
 from targets import HERE, OURS, SERVERS, TARGETS
@@ -45,6 +45,8 @@ SETTLED_SHARE = 0.1
 """Of the requests are sent before the first reading: pools and caches fill once."""
 
 
+REQUESTS_A_CONNECTION = 50
+"""Malformed ones, so that every process of the server gets its share."""
 NO_ANSWER = 0
 """Counted as this status: the connection was closed."""
 
@@ -188,11 +190,12 @@ def measure_flatness(
     workload = WORKLOADS["mlp"]
     with ready_server(workload, folder, overrides) as (server, url, bodies):
         right = list(load_in_pieces(server, url, bodies, requests))
-        first = int(malformed * SETTLED_SHARE)  # starts the process that decodes what is large
-        statuses = send_malformed(url, first)
-        wrong = [Reading(first, read_settled(server))]
-        statuses += send_malformed(url, malformed - first)
-        wrong.append(Reading(malformed, read_settled(server)))
+        statuses: collections.Counter[int] = collections.Counter()
+        wrong: list[Reading] = []
+        piece = max(int(malformed * SETTLED_SHARE), 1)  # the first one starts the process that decodes what is large
+        while statuses.total() < malformed:
+            statuses += send_malformed(url, min(piece, malformed - statuses.total()))
+            wrong.append(Reading(statuses.total(), read_settled(server)))
         wait_ready(server, url, TARGETS[OURS].formats[workload.name], workload)  # it still answers what is right
     return {"requests": right, "malformed requests": wrong}, statuses
 
@@ -219,19 +222,19 @@ def read_settled(server: ServerProcess) -> Memory:
 def send_malformed(url: str, count: int) -> collections.Counter[int]:
     """So many wrong requests over four connections; how often each status came."""
     parts = urllib.parse.urlparse(url)
-    wrong = list(itertools.islice(itertools.cycle(MALFORMED), count))
+    wrong = list(itertools.islice(itertools.cycle(make_malformed("bench")), count))
 
-    def send(share: list[Malformed]) -> collections.Counter[int]:
+    def send(share: list[Any]) -> collections.Counter[int]:
         statuses: collections.Counter[int] = collections.Counter()
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
-        for request in share:
+        for number, request in enumerate(share):
+            if number % REQUESTS_A_CONNECTION == 0:
+                connection.close()  # the next one may reach another process
             try:
-                connection.request("POST", request.path, request.body, request.headers)
-                response = connection.getresponse()
-                response.read()
-                statuses[response.status] += 1
-                if not 400 <= response.status < 500:
-                    print(f"{request.title}: {response.status}, must be 4xx", file=sys.stderr)
+                status = ask(connection, request)
+                statuses[status] += 1
+                if status != request.status:
+                    print(f"{request.title}: {status}, must be {request.status}", file=sys.stderr)
             except (ConnectionError, http.client.BadStatusLine):
                 connection.close()
                 statuses[NO_ANSWER] += 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import signal
 import socket
@@ -77,7 +78,11 @@ class DecodePool:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            # without the allocator's settings of `__main__`, which are for torch: what a large body took is given back
+            variables = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=variables
+            )
         self._connection = Connection(ours.detach())
         self._connection.send_bytes(pickle.dumps(self._plan))
         return self._connection
