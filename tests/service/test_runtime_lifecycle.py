@@ -19,6 +19,8 @@ from torchmodel_runtime.config import Architecture, Batching, CodeFile, Queue, S
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [1.0] * 10}]}
 
+DELAY_MS = 1000
+
 SLOW_TO_LOAD = """
 import time, torch
 time.sleep(1.5)
@@ -202,6 +204,30 @@ def test_what_waits_together_is_computed_together(gated: tuple[RuntimeProcess, G
         gate.open()
         assert [future.result()[0] for future in [first, *waiting]] == [200] * 5
     assert _metric(server, "torchmodel_batch_rows_count{") - before == 3  # 1, then 2 and 2
+
+
+def test_company_is_waited_for_as_long_as_the_manifest_says(tmp_path: Path) -> None:
+    save_linear(tmp_path)
+    gate = Gate(tmp_path / "gate")
+    config = mlp_config(
+        tmp_path,
+        architecture=Architecture(entrypoint="model:Gated", kwargs={"gate": str(gate.path)}),
+        code=CodeFile(inline=GATED),
+        serving=Serving(batching=Batching(max_size=4, max_delay_milliseconds=DELAY_MS), threads=2),
+    )
+    with RuntimeProcess(config) as server, ThreadPoolExecutor(3) as pool:
+        server.wait_ready()
+        gate.close()
+        running = pool.submit(server.post, "/v2/models/mlp/infer", BODY)
+        wait_for(server, 'torchmodel_queue_wait_seconds_count{model="mlp"} 1')
+        arrived_s = time.monotonic()
+        waiting = [pool.submit(server.post, "/v2/models/mlp/infer", BODY) for _ in range(2)]
+        wait_for(server, 'torchmodel_queued_rows{model="mlp"} 2.0')
+        gate.open()
+        assert running.result()[0] == 200
+        assert [request.result()[0] for request in waiting] == [200, 200]
+        assert time.monotonic() - arrived_s >= DELAY_MS / 1000, "two of four wait for company"
+        wait_for(server, 'torchmodel_batch_rows_count{model="mlp"} 2.0')
 
 
 def test_uploads_that_only_begin_lock_nobody_out(gated: tuple[RuntimeProcess, Gate]) -> None:
