@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +29,11 @@ FORGIVEN = 0.05
 QUICK_S = 0.001
 """A batch of a size that is new here may be computed on the event loop if it took no longer in the thread, as at warm-up
 (`parallelism.INLINE_BATCH_S`)."""
+
+
+NICENESS = 5
+"""What a computing thread gives way by, on Linux (setpriority(2); torch's own threads inherit it). Where all CPUs compute, the
+event loop would wait milliseconds for one of them, and every worker that is done with a batch for the event loop."""
 
 
 class Worker(Protocol):
@@ -76,6 +83,9 @@ class ThreadWorker:
         return await future
 
     def _work(self) -> None:
+        with contextlib.suppress(OSError):
+            me = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICENESS)
         while True:
             job, on_done = self._jobs.get()
             result, error = None, None
