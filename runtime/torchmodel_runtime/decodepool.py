@@ -31,6 +31,9 @@ from torchmodel_runtime.exchange import Call
 
 logger = logging.getLogger(__name__)
 
+NICENESS = 5
+"""Large bodies give way to the event loop's many small ones, as `workers.NICENESS`."""
+
 
 class DecodePool:
     """The helper process as its server sees it."""
@@ -98,6 +101,7 @@ class DecodePool:
 
 def serve_socket(descriptor: int) -> None:
     """In the helper: answer until the server closes the socket."""
+    os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the server says when to end
     connection = Connection(descriptor)
     try:

@@ -30,7 +30,7 @@ from torchmodel_runtime.startup import LoadedModel
 from torchmodel_runtime.tasks import Task, Work
 from torchmodel_runtime.telemetry import CLIENT_LEFT, REQUEST_ID, Observation, Telemetry
 from torchmodel_runtime.tensors import held_bytes
-from torchmodel_runtime.workers import Worker
+from torchmodel_runtime.workers import Worker, give_way
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Server:
         self.plan = codec.make_plan(self.config.name, VERSION, task.signature, task.media, self.config.serving)
         self._decoder = DecodePool(self.plan)
         # as many as the quota has CPUs: more would take memory and turns from each other
-        self._media_threads = ThreadPoolExecutor(model.media_threads, "media")
+        self._media_threads = ThreadPoolExecutor(model.media_threads, "media", give_way)
         self.budget.max_bytes = model.max_bytes_in_flight
         self.model = model
         self._turn(ready=True)

@@ -36,6 +36,13 @@ NICENESS = 5
 event loop would wait milliseconds for one of them, and every worker that is done with a batch for the event loop."""
 
 
+def give_way() -> None:
+    """The calling thread, which computes or decodes, lets the event loop go before it."""
+    with contextlib.suppress(OSError):
+        me = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICENESS)
+
+
 class Worker(Protocol):
     """Does one thing after the other."""
 
@@ -83,9 +90,7 @@ class ThreadWorker:
         return await future
 
     def _work(self) -> None:
-        with contextlib.suppress(OSError):
-            me = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICENESS)
+        give_way()
         while True:
             job, on_done = self._jobs.get()
             result, error = None, None

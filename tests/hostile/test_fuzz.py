@@ -20,6 +20,7 @@ def test_every_target_has_a_check_and_seeds() -> None:
 
 # the runtime has its process ignore it, pytest has each test heed it
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore:Tag data larger than file:UserWarning:PIL")
 @pytest.mark.parametrize("target", CHECKS)
 def test_every_promise_holds_for_the_seeds(target: str) -> None:
     check = CHECKS[target]()

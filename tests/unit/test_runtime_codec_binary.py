@@ -200,8 +200,8 @@ BAD: list[tuple[str, Signature, Call, str]] = [
     (
         "elements that no body could hold",
         TEXT,
-        binary_call({"inputs": [binary_tensor(bytes(4), datatype="BYTES", shape=[16_000_000])]}, bytes(4)),
-        "hold no 16000000 elements",
+        binary_call({"inputs": [binary_tensor(bytes(4), datatype="BYTES", shape=[1000])]}, bytes(4)),
+        "hold no 1000 elements",
     ),
     ("raw for two inputs", PAIR, binary_call(b"", bytes(8)), "for models of one input"),
     ("raw and empty", X, binary_call(b""), "the body is empty"),
@@ -284,3 +284,14 @@ def test_whatever_bytes_come_the_answer_is_tensors_or_a_4xx(body: bytes, length:
         else:
             assert length == 0
             assert len(decoded.inputs) == 1
+
+
+def test_more_bytes_elements_than_the_queue_has_rows_are_not_read_one_by_one() -> None:
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [4_000_000], "parameters": {"binary_data_size": 16_000_000}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    with pytest.raises(RequestError, match="4000000 rows, the queue takes at most 1024") as error:
+        codec.decode_request(
+            Call("v2", "m", head + bytes(16_000_000), headers), plan(signature(("x", "BYTES", [-1])))
+        )
+    assert error.value.status == 413

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -22,6 +24,12 @@ ROWS = signature(("x", "FP32", [-1, 10]))
 
 def v1(document: object, **headers: str) -> Call:
     return Call("v1", "m", json.dumps(document).encode(), headers, "application/json")
+
+
+def npy_of(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 class Pools:
@@ -125,6 +133,13 @@ async def test_the_event_loop_goes_on_while_large_bodies_are_decoded(make_pool: 
         (Call("v2", "m", bytes(1 << 20), {}, "text/html"), False),
         (Call("v2", "m", bytes(5000), {"Content-Encoding": "gzip"}, "application/json"), True),
         (Call("v2", "m", bytes(4000), {"Content-Encoding": "gzip"}, "application/json"), False),
+        (Call("v2", "m", gzip.compress(b"0" * 16_000), {"Content-Encoding": "gzip"}, "application/json"), False),
+        (Call("v2", "m", gzip.compress(b"{}" * 8_000), {"Content-Encoding": "gzip"}, "application/json"), True),
+        (Call("v2", "m", gzip.compress(bytes(5_000_000)), {"Content-Encoding": "gzip"}, "application/json"), True),
+        (Call("v1", "m", b'{"instances": [' + b"{}," * 1500 + b"{}]}", {}, "application/json"), True),
+        (Call("v2", "m", npy_of(np.zeros((1000, 600), ">f4")), {}, "application/x-npy"), True),
+        (Call("v2", "m", npy_of(np.zeros((600, 1000), np.float32).T), {}, "application/x-npy"), True),
+        (Call("v2", "m", npy_of(np.zeros((1000, 600), np.float32)), {}, "application/x-npy"), False),
     ],
     ids=[
         "small JSON",
@@ -135,7 +150,14 @@ async def test_the_event_loop_goes_on_while_large_bodies_are_decoded(make_pool: 
         "npy",
         "a bad type is refused on the spot",
         "compressed",
-        "compressed and tiny",
+        "compressed, tiny and damaged",
+        "compressed and plain",
+        "compressed and all brackets",
+        "compressed and a bomb",
+        "JSON of many objects",
+        "npy of another byte order",
+        "npy by columns",
+        "npy as it is",
     ],
 )
 def test_what_leaves_the_event_loop(call: Call, heavy: bool) -> None:

@@ -21,13 +21,16 @@ from torchmodel_runtime.codec.negotiation import FORM_TYPES
 from torchmodel_runtime.codec.plan import Plan
 from torchmodel_runtime.codec.rawtensors import decode_raw
 from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_shape, check_tensors
-from torchmodel_runtime.config import TensorSpec
+from torchmodel_runtime.config import Limits, TensorSpec
 from torchmodel_runtime.errors import invalid, quote
 from torchmodel_runtime.exchange import Answer
 from torchmodel_runtime.tensors import NUMPY_DTYPES, Arrays
 
-MAX_HEADER_BYTES = {"npy": 4096, "safetensors": 1 << 20}
-"""numpy's own headers are 128 bytes; a safetensors header takes some 100 a tensor."""
+MAX_HEADER_BYTES = {"npy": 4096, "safetensors": 1 << 18}
+"""numpy's own headers are 128 bytes; a safetensors header takes some 100 a tensor, of which there are 1024 at the most."""
+
+HEAVY_BYTES = 1 << 20
+"""An array of this size takes some tenths of a millisecond to turn, and fifty times that when it no longer fits the cache."""
 
 _BFLOAT16 = NUMPY_DTYPES["BF16"]
 
@@ -39,6 +42,12 @@ def decode_npy(body: bytes, plan: Plan) -> Decoded:
     inputs = [read_npy("body", body, plan.only, plan)]
     check_rows(inputs, plan.signature)
     return Decoded(inputs)
+
+
+def is_heavy(body: bytes) -> bool:
+    """True when an npy file is not taken as it is, and turning its bytes or its axes takes long."""
+    begin = body[: MAX_HEADER_BYTES["npy"]].partition(b"\n")[0]
+    return len(body) > HEAVY_BYTES and (b"'>" in begin or b"True" in begin)
 
 
 def read_npy(where: str, body: bytes, spec: TensorSpec, plan: Plan) -> np.ndarray:
@@ -65,8 +74,7 @@ def read_npy(where: str, body: bytes, spec: TensorSpec, plan: Plan) -> np.ndarra
 
 def decode_safetensors(body: bytes, plan: Plan) -> Decoded:
     """The inputs by name; RequestError 400 or 413."""
-    entries, data = _read_safetensors_header(body)
-    check_tensors(len(entries), plan.limits)
+    entries, data = _read_safetensors_header(body, plan.limits)
     check_names("body", entries, plan.signature.inputs)
     check_elements([entry.shape for entry in entries.values()], plan.limits)
     inputs = []
@@ -139,7 +147,7 @@ _header_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _entry_decoder = msgspec.json.Decoder(_Entry)
 
 
-def _read_safetensors_header(body: bytes) -> tuple[dict[str, _Entry], memoryview]:
+def _read_safetensors_header(body: bytes, limits: Limits) -> tuple[dict[str, _Entry], memoryview]:
     """The tensors by name and their data, whose offsets leave no byte unused and use none twice."""
     if len(body) < _LENGTH.size:
         raise invalid(f"body: {len(body)} bytes are no safetensors file, which begins with 8 bytes of length")
@@ -150,6 +158,7 @@ def _read_safetensors_header(body: bytes) -> tuple[dict[str, _Entry], memoryview
     begin = _LENGTH.size + size
     raw: dict[str, Any] = decode_json(_header_decoder, body[_LENGTH.size : begin], "safetensors header")
     raw.pop("__metadata__", None)
+    check_tensors(len(raw), limits)
     entries = {
         name: decode_json(_entry_decoder, value, f"safetensors header, tensor {name[:128]!r}")
         for name, value in raw.items()

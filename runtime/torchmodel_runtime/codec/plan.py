@@ -46,6 +46,8 @@ class Plan:
     limits: Limits
     max_bytes: int
     """Of a request body, compressed and inflated (serving.maxRequestBytes)."""
+    max_rows: int
+    """Of a request (serving.queue.maxRows)."""
     inputs: dict[str, TensorSpec] = field(init=False)
     """By name, in the signature's order."""
     outputs: dict[str, TensorSpec] = field(init=False)
@@ -64,7 +66,7 @@ class Plan:
 
 def make_plan(model: str, version: str, signature: Signature, media: tuple[str, ...], serving: Serving) -> Plan:
     """The plan of a loaded model."""
-    return Plan(model, version, signature, media, serving.limits, serving.max_request_bytes)
+    return Plan(model, version, signature, media, serving.limits, serving.max_request_bytes, serving.queue.max_rows)
 
 
 def _make_flat(spec: TensorSpec, limits: Limits) -> Flat | None:

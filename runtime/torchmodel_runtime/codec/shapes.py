@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from torchmodel_runtime.config import Limits, TensorSpec
-from torchmodel_runtime.errors import invalid, quote, too_large
+from torchmodel_runtime.errors import invalid, quote, too_large, too_many_rows
 
 
 def check_shape(where: str, shape: Sequence[int], spec: TensorSpec) -> None:
@@ -19,6 +19,13 @@ def check_shape(where: str, shape: Sequence[int], spec: TensorSpec) -> None:
         else:
             return
     raise invalid(f"{where}: shape {list(shape)}, must be {declared} (-1 is any){_hint(shape, declared)}")
+
+
+def check_elements_of_bytes(where: str, shape: Sequence[int], spec: TensorSpec, max_rows: int) -> None:
+    """RequestError 413 for more BYTES than the queue takes rows; told later of other tensors, but these are read one by one."""
+    check_shape(where, shape, spec)
+    if shape[0] > max_rows:
+        raise too_many_rows(shape[0], max_rows)
 
 
 def check_rank(where: str, rank: int, limits: Limits) -> None:

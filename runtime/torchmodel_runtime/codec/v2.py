@@ -19,7 +19,13 @@ from torchmodel_runtime.codec.decoded import Decoded, check_names, check_request
 from torchmodel_runtime.codec.jsontensors import check_json_elements, decode_data, decode_json
 from torchmodel_runtime.codec.plan import Flat, Plan
 from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
-from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_shape, check_tensors
+from torchmodel_runtime.codec.shapes import (
+    check_elements,
+    check_elements_of_bytes,
+    check_rank,
+    check_shape,
+    check_tensors,
+)
 from torchmodel_runtime.config import TensorSpec
 from torchmodel_runtime.errors import RequestError, invalid, quote
 from torchmodel_runtime.exchange import Answer, Call
@@ -181,6 +187,8 @@ def _decode_tensor(tensor: _InputTensor, spec: TensorSpec, piece: bytes | memory
         parameters.check_tensor(where, tensor.parameters)
     check_rank(where, len(shape), plan.limits)
     if piece is not None:
+        if spec.datatype == "BYTES":
+            check_elements_of_bytes(where, shape, spec, plan.max_rows)
         return decode_raw(where, piece, spec, shape)
     if tensor.data == _ABSENT:
         raise invalid(f"{where}: has no data; send a JSON array as data, or bytes and binary_data_size")

@@ -19,7 +19,7 @@ from torchmodel_runtime.codec.decoded import Decoded, check_names, check_request
 from torchmodel_runtime.codec.plan import Plan
 from torchmodel_runtime.codec.protowire import WireError, take_fields, write_field
 from torchmodel_runtime.codec.rawtensors import decode_raw, encode_raw
-from torchmodel_runtime.codec.shapes import check_elements, check_rank, check_tensors
+from torchmodel_runtime.codec.shapes import check_elements, check_elements_of_bytes, check_rank, check_tensors
 from torchmodel_runtime.codec.v2contents import add_contents, decode_contents, has_contents, is_light
 from torchmodel_runtime.config import Limits, TensorSpec
 from torchmodel_runtime.errors import RequestError, invalid, quote, too_large
@@ -88,7 +88,7 @@ def decode(call: Call, plan: Plan) -> Decoded:
         raise invalid(f"inputs: each name may appear once, got {quote([head.name for head in heads])}")
     check_names("inputs", given, plan.signature.inputs)
     inputs = [
-        _decode_tensor(heads[given[name]], spec, tensors[given[name]], raw[given[name]] if raw else None, plan.limits)
+        _decode_tensor(heads[given[name]], spec, tensors[given[name]], raw[given[name]] if raw else None, plan)
         for name, spec in plan.inputs.items()
     ]
     check_rows(inputs, plan.signature)
@@ -172,18 +172,20 @@ def _decode_tensor(
     spec: TensorSpec,
     tensor: _Tensor,
     raw: memoryview | None,
-    limits: Limits,
+    plan: Plan,
 ) -> np.ndarray:
     where = f"input {spec.name!r}"
     if head.datatype != spec.datatype:
         raise invalid(f"{where}: datatype {quote(head.datatype)}, must be {spec.datatype}")
     shape = list(head.shape)
-    check_rank(where, len(shape), limits)
+    check_rank(where, len(shape), plan.limits)
     if raw is not None:
+        if spec.datatype == "BYTES":
+            check_elements_of_bytes(where, shape, spec, plan.max_rows)
         return decode_raw(where, raw, spec, shape)
     if not tensor.contents:
         raise invalid(f"{where}: has no data; send raw_input_contents, or contents")
-    return decode_contents(where, tensor.contents, spec, shape, limits)
+    return decode_contents(where, tensor.contents, spec, shape, plan.limits)
 
 
 def _read_parameters(given: Mapping[str, InferParameter]) -> dict[str, Any]:

@@ -277,14 +277,10 @@ ATTACKS = (
     binary(
         "elements are more than their bytes",
         dump(
-            {
-                "inputs": [
-                    {"name": "image", "datatype": "BYTES", "shape": [16777216], "parameters": {"binary_data_size": 4}}
-                ]
-            }
+            {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1000], "parameters": {"binary_data_size": 4}}]}
         ),
         bytes(4),
-        "4 bytes hold no 16777216 elements",
+        "4 bytes hold no 1000 elements",
     ),
     binary(
         "an element has no bytes",

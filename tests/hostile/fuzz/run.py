@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from hostile.fuzz.seeds import SEEDS, dictionary, make_seeds  # noqa: E402
 
 CACHE = Path.home() / ".cache" / "torchmodel" / "fuzz"
 RSS_LIMIT_MIB = 1024
+"""Above what this process itself ever took: a child begins with that as its greatest memory (getrusage(2)), which libFuzzer reads."""
 MAX_INPUT_BYTES = 8192
 """Of an input that the fuzzer makes; what larger ones do, the tables and the limits' own tests say."""
 
@@ -79,7 +81,8 @@ def fuzz(target: str, corpus: Path, *flags: str) -> subprocess.CompletedProcess[
     words = corpus.parent / "words"
     words.write_text(dictionary())
     command = [sys.executable, "-c", FUZZ_ONE, str(TESTS), target]
-    fixed = ["-print_final_stats=1", f"-rss_limit_mb={RSS_LIMIT_MIB}", f"-max_len={MAX_INPUT_BYTES}", f"-dict={words}"]
+    limit_mib = RSS_LIMIT_MIB + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    fixed = ["-print_final_stats=1", f"-rss_limit_mb={limit_mib}", f"-max_len={MAX_INPUT_BYTES}", f"-dict={words}"]
     return subprocess.run(
         [*command, *fixed, *flags, f"-artifact_prefix={corpus.parent / target}-", corpus],
         capture_output=True,
