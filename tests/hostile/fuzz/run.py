@@ -26,7 +26,7 @@ from hostile.fuzz.seeds import SEEDS, dictionary, make_seeds  # noqa: E402
 
 CACHE = Path.home() / ".cache" / "torchmodel" / "fuzz"
 RSS_LIMIT_MIB = 1024
-"""Above what this process itself ever took: a child begins with that as its greatest memory (getrusage(2)), which libFuzzer reads."""
+"""Above the most this process ever took: a child begins with that as its own most (getrusage(2)), which libFuzzer reads."""
 MAX_INPUT_BYTES = 8192
 """Of an input that the fuzzer makes; what larger ones do, the tables and the limits' own tests say."""
 
