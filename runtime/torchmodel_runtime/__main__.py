@@ -55,6 +55,10 @@ if TYPE_CHECKING:  # imported late: `prepare_libraries` comes before anything th
 logger = logging.getLogger("torchmodel_runtime")
 
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread that runs Python, as Pillow's readers do, keeps the event loop waiting for the interpreter's lock; Python's own
+5 ms are many small requests long."""
+
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """mallopt(3); 4 GiB: practically never map, practically never give back."""
 
@@ -307,6 +311,7 @@ def main() -> int:
         config = parse_config(environment.config_text)
         configure_logs(config.name)
         prepare_libraries(environment.cpus)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         import uvloop
 
         return uvloop.run(serve(environment, config))
