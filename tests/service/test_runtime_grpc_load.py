@@ -41,7 +41,8 @@ HEALTH = "grpc.health.v1.Health"
 Code = grpc.StatusCode
 ROW = np.full((1, 10), 0.5, np.float32)
 ENABLED = Grpc(enabled=True)
-DELAY_S = 0.4
+DELAY_S = 1.0
+"""Long enough to see in the metrics what waits meanwhile, on a machine that does other things too."""
 HTTP = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 10], "data": [0.5] * 10}]}
 
 
@@ -239,10 +240,11 @@ def test_grpc_s_own_retries_go_by_what_a_refusal_says(tmp_path: Path) -> None:
 class Asking:
     """Threads that ask over and over, each on a connection of its own, and what came of it."""
 
-    def __init__(self, server: RuntimeProcess, count: int = 6, model: str = "linear") -> None:
+    def __init__(self, server: RuntimeProcess, count: int = 6, model: str = "linear", **options: Any) -> None:
         self.outcomes: Counter[tuple[Code, str]] = Counter()
         self._server = server
         self._request = make_request(ROW, model)
+        self._options = options
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
 
@@ -261,7 +263,7 @@ class Asking:
         with GrpcClient(self._server) as client:
             while not self._stopping.is_set():
                 try:
-                    client.infer(self._request)
+                    client.infer(self._request, **self._options)
                     self.outcomes[Code.OK, ""] += 1
                 except grpc.RpcError as error:
                     refusal = refusal_of(error)
@@ -323,12 +325,13 @@ def test_processes_share_the_port_and_their_requests_add_up(two: RuntimeProcess)
 
 def test_a_process_that_drains_while_others_serve_on_fails_no_request(two: RuntimeProcess) -> None:
     (sibling,) = children_of(two.process.pid)
-    with Asking(two, count=8) as asking:
+    # the kernel may hand a new connection to the socket that closes just then; such a client tries another
+    with Asking(two, count=8, wait_for_ready=True) as asking:
         os.kill(sibling, signal.SIGTERM)
         wait_until(lambda: listeners(two.grpc_port) == 1)
         before = asking.outcomes[Code.OK, ""]
         wait_until(lambda: asking.outcomes[Code.OK, ""] > before + 100)
-    assert {code for code, _ in asking.outcomes} == {Code.OK}
+    assert set(asking.outcomes) == {(Code.OK, "")}, asking.outcomes
 
 
 # --- a port that cannot be ---
