@@ -56,8 +56,8 @@ logger = logging.getLogger("torchmodel_runtime")
 
 
 SWITCH_INTERVAL_S = 0.0005
-"""How long a thread that runs Python, as Pillow's readers do, keeps the event loop waiting for the interpreter's lock; Python's own
-5 ms are many small requests long."""
+"""How long a thread that runs Python, as Pillow's readers do, keeps the event loop waiting for the interpreter's lock. Python's
+own 5 ms are many small requests long."""
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """mallopt(3); 4 GiB: practically never map, practically never give back."""
