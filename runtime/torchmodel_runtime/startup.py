@@ -102,7 +102,7 @@ def _start(config: ServerConfig, room: Room, clock: _StageClock) -> LoadedModel:
         clock.begin("warm-up")
         proof.check_answers(engine, task)
         measured = timing.measure(engine, task, _thread_counts(config, room))
-        max_size, why = limit_size(config.serving.batching.max_size, measured)
+        max_size, why = limit_size(config.serving.batching.max_size, measured, is_gpu=engine.device.type != "cpu")
         batching = proof.prove_batches(engine, task, max_size, why)
         plan = room.plan or _choose_plan(config, room, engine.device.type != "cpu", measured)
         engines, doubt = replicas.make_replicas(engine, plan.workers, task, plan.threads)
