@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CRD_FILES := crds/torchmodels.yaml charts/torchmodel-operator/templates/crds/torchmodels.yaml
 
-.PHONY: help demo test check unit service api e2e cluster cluster-down crds proto format clean
+.PHONY: help demo test check unit service hostile fuzz api e2e cluster cluster-down crds proto format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -22,7 +22,7 @@ demo: $(STAMP)  ## serve a real image model from its manifest and classify a pho
 	$(BIN)/python examples/demo.py
 
 # file by file, so that servers are shared; in our order, longest first
-test: check $(STAMP)  ## everything that needs no root: checks, unit, service and api tests
+test: check $(STAMP)  ## everything that needs no root: checks, unit, service, hostile and api tests
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## format, lint, types and import contracts
@@ -36,6 +36,20 @@ unit: $(STAMP)  ## pure tests
 
 service: $(STAMP)  ## the real runtime, fetcher and command as processes
 	$(BIN)/python -m pytest tests/service
+
+hostile: $(STAMP)  ## bad input of every kind against real processes
+	$(BIN)/python -m pytest tests/hostile
+
+SECONDS_EACH ?= 60
+fuzz: $(STAMP)  ## every decoder under a coverage-guided fuzzer, SECONDS_EACH=60 for each
+	$(BIN)/python tests/hostile/fuzz/run.py --seconds $(SECONDS_EACH)
+
+hostile: $(STAMP)  ## bad requests of every kind, schemathesis, and a short run of the fuzzer
+	$(BIN)/python -m pytest tests/hostile
+
+SECONDS ?= 60
+fuzz: $(STAMP)  ## fuzz every decoder for SECONDS each (60); TARGETS="v2 image" only these
+	$(BIN)/python tests/hostile/fuzz/run.py $(TARGETS) --seconds $(SECONDS)
 
 api: $(STAMP)  ## the operator against a real kube-apiserver (built from Go modules, or KUBEBUILDER_ASSETS)
 	$(BIN)/python -m pytest tests/api
