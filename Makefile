@@ -44,13 +44,6 @@ SECONDS_EACH ?= 60
 fuzz: $(STAMP)  ## every decoder under a coverage-guided fuzzer, SECONDS_EACH=60 for each
 	$(BIN)/python tests/hostile/fuzz/run.py --seconds $(SECONDS_EACH)
 
-hostile: $(STAMP)  ## bad requests of every kind, schemathesis, and a short run of the fuzzer
-	$(BIN)/python -m pytest tests/hostile
-
-SECONDS ?= 60
-fuzz: $(STAMP)  ## fuzz every decoder for SECONDS each (60); TARGETS="v2 image" only these
-	$(BIN)/python tests/hostile/fuzz/run.py $(TARGETS) --seconds $(SECONDS)
-
 api: $(STAMP)  ## the operator against a real kube-apiserver (built from Go modules, or KUBEBUILDER_ASSETS)
 	$(BIN)/python -m pytest tests/api
 
