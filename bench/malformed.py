@@ -28,6 +28,15 @@ def _read_tables() -> Iterator[Any]:
         yield from importlib.import_module(f"hostile.attacks.{name}").ATTACKS
 
 
+def serialize(attack: Any) -> bytes:
+    """The bytes of the request."""
+    lines = [
+        f"{name}: {value}"
+        for name, value in (("Host", "bench"), *attack.fields(), ("Content-Length", str(len(attack.body))))
+    ]
+    return "\r\n".join([f"{attack.method} {attack.path} HTTP/1.1", *lines, "", ""]).encode("latin-1") + attack.body
+
+
 def ask(connection: http.client.HTTPConnection, attack: Any) -> int:
     """The status of the answer."""
     connection.putrequest(attack.method, attack.path, skip_accept_encoding=True)

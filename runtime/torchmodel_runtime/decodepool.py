@@ -31,8 +31,8 @@ from torchmodel_runtime.exchange import Call
 
 logger = logging.getLogger(__name__)
 
-NICENESS = 5
-"""Large bodies give way to the event loop's many small ones, as `workers.NICENESS`."""
+NICENESS = 10
+"""Large bodies give way to the event loop's many small ones, and to batches (`workers.NICENESS`), where all CPUs are busy."""
 
 
 class DecodePool:

@@ -364,7 +364,7 @@ def test_compressed_bodies_are_inflated(encoding: str, body: bytes) -> None:
         ("gzip", gzip.compress(BODY)[:-1], 400, "ends in the middle"),
         ("gzip", gzip.compress(BODY) + b"x", 400, "1 bytes follow"),
         ("gzip", gzip.compress(BODY) + gzip.compress(b" ")[:-1], 400, "ends in the middle"),
-        ("gzip", gzip.compress(b"") * 70_000, 400, "more than 65536 members"),
+        ("gzip", gzip.compress(b"") * 20_000, 400, "more than 16384 members"),
         ("gzip", gzip.compress(bytes(1 << 24)) * 5, 413, "serving.maxRequestBytes"),
         ("deflate", zlib.compress(BODY) * 2, 400, "bytes follow the deflate data"),
         ("deflate", b"", 400, "ends in the middle"),
@@ -395,9 +395,9 @@ def test_a_bad_encoding_is_told_what_is_wrong(encoding: str, body: bytes, status
 
 def test_members_cost_no_more_than_their_number() -> None:
     """zlib copies what follows a member: done carelessly, a body of small ones takes the square of its size."""
-    members = gzip.compress(b" ") * 60_000
+    members = gzip.compress(b" " * 4) * 16_000
     began_s = time.process_time()
-    assert inflate_body(request(members, Content_Encoding="gzip"), 1 << 20) == b" " * 60_000
+    assert inflate_body(request(members, Content_Encoding="gzip"), 1 << 20) == b" " * 64_000
     assert time.process_time() - began_s < 5  # 1 s on a slow machine; the square is minutes
 
 

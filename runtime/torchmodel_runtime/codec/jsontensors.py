@@ -22,8 +22,10 @@ from torchmodel_runtime.tensors import FLOATS, NUMPY_DTYPES
 MAX_DEPTH = 9
 """Nesting of JSON data: a signature has at most 8 dimensions, V1 puts one list around scalars."""
 
-_NOT_JSON = re.compile(rb"[\[,:\s]-?(?:NaN|Infinity)\s*[,\]}]")
-"""What Python's json module writes for numbers that JSON does not have."""
+_NOT_JSON = re.compile(rb"(?:NaN|Infinity)\s*[,\]}]")
+"""What Python's json module writes for numbers that JSON does not have, and what follows them there; by its first letter it is
+found fast in megabytes that have none."""
+_BEFORE = b"[,:- \t\r\n"
 
 _SMALL = 1024
 """Elements from which on the plain check is as quick; a guess from measurements, nothing depends on it."""
@@ -122,8 +124,13 @@ def decode_json(
     except RecursionError:
         raise invalid(f"{where}{part}: lists and objects are nested too deep") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        hint = "; JSON has no NaN and no Infinity" if _NOT_JSON.search(data) else ""
+        hint = "; JSON has no NaN and no Infinity" if _has_no_number(data) else ""
         raise invalid(f"{where}{part}: {error}{hint}") from None
+
+
+def _has_no_number(data: bytes | memoryview | msgspec.Raw) -> bool:
+    text = bytes(data)
+    return any(text[found.start() - 1] in _BEFORE for found in _NOT_JSON.finditer(text) if found.start())
 
 
 def _nesting(data: msgspec.Raw | bytes) -> int:
