@@ -291,7 +291,5 @@ def test_more_bytes_elements_than_the_queue_has_rows_are_not_read_one_by_one() -
     head = json.dumps({"inputs": [tensor]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
     with pytest.raises(RequestError, match="4000000 rows, the queue takes at most 1024") as error:
-        codec.decode_request(
-            Call("v2", "m", head + bytes(16_000_000), headers), plan(signature(("x", "BYTES", [-1])))
-        )
+        codec.decode_request(Call("v2", "m", head + bytes(16_000_000), headers), plan(signature(("x", "BYTES", [-1]))))
     assert error.value.status == 413
