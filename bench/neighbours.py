@@ -5,8 +5,8 @@
   .venv/bin/python bench/neighbours.py --write docs/performance.md        and put the tables into the page
 
 In each round a server is started afresh. Good clients (wrk) ask it alone, beside `hostile_stream.py`, alone, beside it and so
-on, a few seconds each: the stream is stopped and goes on. A ratio is that of one of these to the mean of its two neighbours, so that
-a machine that is disturbed for a while disturbs both. The load generators are on the same cores.
+on, a few seconds each: the stream is stopped and goes on. A ratio is that of one of these to the mean of its two neighbours, so
+that a machine that is disturbed for a while disturbs both. The load generators are on the same cores.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ UNSUPPORTED = "UNSUPPORTED_ENCODING"
 CHUNK_BYTES = 1 << 16
 """Fed at a time: zlib copies what follows a member, which of a whole body of small ones would be the square of its size."""
 MAX_MEMBERS = 1 << 14
-"""bgzip writes one for 64 KiB, so these are the 1 GiB that a body may become at most; a body of empty ones is some work, no more."""
+"""bgzip writes one for 64 KiB, so these are 1 GiB, the most that a body may be; a body of empty ones is some work, no more."""
 
 _MEMBER = b"\x1f\x8b"
 """How a member of a gzip file begins (RFC 1952, 2.3.1)."""
