@@ -242,6 +242,7 @@ class Asking:
 
     def __init__(self, server: RuntimeProcess, count: int = 6, model: str = "linear", **options: Any) -> None:
         self.outcomes: Counter[tuple[Code, str]] = Counter()
+        self._connected = threading.Barrier(count + 1, timeout=30)
         self._server = server
         self._request = make_request(ROW, model)
         self._options = options
@@ -251,6 +252,7 @@ class Asking:
     def __enter__(self) -> Asking:
         for thread in self._threads:
             thread.start()
+        self._connected.wait()
         wait_until(lambda: self.outcomes[Code.OK, ""] > 20)
         return self
 
@@ -261,6 +263,8 @@ class Asking:
 
     def _ask(self) -> None:
         with GrpcClient(self._server) as client:
+            client.infer(self._request, wait_for_ready=True)
+            self._connected.wait()
             while not self._stopping.is_set():
                 try:
                     client.infer(self._request, **self._options)

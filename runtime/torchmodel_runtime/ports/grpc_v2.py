@@ -30,10 +30,10 @@ replica and one process for good. Also the end of clients that do not read their
 a tenth."""
 MIN_PING_INTERVAL_S = 10
 """A client that asks more often whether its connection lives is sent away; by default every five minutes is too often."""
-QUIET_S = 0.01
+QUIET_S = 0.05
 """A port to which nothing came for so long is quiet: many times what a client on the same network takes to ask again."""
-LONGEST_HOLD_S = 0.2
-"""Who waits for no answer is never quiet."""
+LONGEST_HOLD_S = 0.5
+"""Clients that ask without waiting for answers are never quiet."""
 
 
 class GrpcPort:
@@ -74,7 +74,7 @@ class GrpcPort:
 
         The transport tells clients that nobody has seen the requests that come from then on. But it cancels those that have come
         and that it has not handed over yet, which is one or more at any moment for as long as clients are at it. So answers are
-        held back until clients have nothing more to send, a few milliseconds, and are given when the transport refuses.
+        held back until clients have nothing more to send, and are given when the transport refuses.
         """
         self._closing.set()
         if self._transport is None:
